@@ -1,0 +1,42 @@
+# Every target sets itself up; `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+VENV    := .venv
+PYTHON  ?= python3
+BIN     := $(VENV)/bin
+READY   := $(VENV)/ready
+PINS    := requirements/uv.txt requirements/dev.txt
+LOCK    := uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+           --no-emit-index-url --generate-hashes --no-annotate --no-header
+
+# The workshop's own tools come first; uv trusts the certificates that the system trusts.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export UV_SYSTEM_CERTS ?= 1
+export SAM_CLI_TELEMETRY ?= 0
+
+.PHONY: help setup serve models test check build lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: $(READY) ## make .venv with every pinned dependency (any Python from 3.11 on)
+
+$(READY): $(PINS) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "setup: $(PYTHON) is older than 3.11; name another: make PYTHON=python3.13 setup" >&2; exit 1; }
+	@echo "setup: .venv with $$($(PYTHON) --version), dependencies pinned by hash in requirements/"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@# uv asks the registry that pip is configured for, and no other
+	@index=$$($(BIN)/python -m pip config list | sed -n "s/^[a-z:]*\.index-url='\(.*\)'/\1/p" | tail -1); \
+	  [ -z "$$index" ] || export UV_DEFAULT_INDEX="$$index"; \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements/dev.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock: $(READY) ## pin the newest allowed versions anew
+	$(LOCK) requirements/dev.in -o requirements/dev.txt --upgrade
+	$(LOCK) requirements/uv.in -o requirements/uv.txt --constraints requirements/dev.txt
+	$(LOCK) handler/requirements.in -o handler/requirements.txt --constraints requirements/dev.txt
+	$(LOCK) layers/sklearn/requirements.in -o layers/sklearn/requirements.txt --constraints requirements/dev.txt
