@@ -1,0 +1,551 @@
+"""Tensor ⇄ array, text, table: what a request's data means, and how a result is spelled.
+
+Decoding order and results are MLServer's, with its losses mended: a value that does not
+fit its datatype is refused, never wrapped, cut or made infinite. The plain numeric path
+is one conversion in C; only a request that looks wrong pays for a second look.
+pandas is imported by the first request that needs a table.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from math import prod
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import orjson
+
+from mlserverless.errors import BadRequest, MLServerlessError, TooLarge, quote
+from mlserverless.protocol import (
+    InferenceRequest,
+    Raw,
+    RequestInput,
+    RequestOutput,
+    ResponseOutput,
+)
+from mlserverless.settings import ModelSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    name: np.dtype(kind)
+    for name, kind in {
+        "BOOL": "?",
+        "UINT8": "u1", "UINT16": "u2", "UINT32": "u4", "UINT64": "u8",
+        "INT8": "i1", "INT16": "i2", "INT32": "i4", "INT64": "i8",
+        "FP16": "f2", "FP32": "f4", "FP64": "f8",
+    }.items()
+}  # fmt: skip
+_DATATYPES: Final = {dtype: name for name, dtype in DTYPES.items()}
+
+INPUT_CODECS: Final = ("np", "str", "base64", "datetime", "pd_json")
+REQUEST_CODECS: Final = ("np", "pd", "str")
+
+_INFINITE: Final = frozenset({"inf", "infinity"})
+_EXACT: Final = 2.0**53  # from here on a double no longer tells neighbours apart
+_TEXT_FACTOR: Final = 8  # padded text may take this many times the body limit
+
+
+# ── decoding ────────────────────────────────────────────────────────────────────────────
+
+
+def decode(request: InferenceRequest, model: ModelSettings, body_limit: int) -> Any:
+    """What the estimator is called with: an array, a list, or a DataFrame.
+
+    `body_limit` (bytes) bounds what padding text may allocate. Raises BadRequest with a
+    sentence, TooLarge when the padded text would not fit.
+    """
+    declared = {tensor.name: tensor.content_type for tensor in model.inputs}
+    codecs = [_input_codec(tensor, declared.get(tensor.name)) for tensor in request.inputs]
+    codec = _request_codec(request.content_type or model.content_type)
+    if codec == "pd":
+        return _table(request.inputs, codecs, body_limit)
+    if len(request.inputs) != 1:
+        raise BadRequest(
+            f"this request is decoded as one tensor and has {len(request.inputs)} inputs; "
+            'set parameters.content_type to "pd" for one input a column'
+        )
+    tensor, own = request.inputs[0], codecs[0]
+    if own == "pd_json":  # means something inside a table only
+        own = None
+    return _DECODERS[own or codec](tensor, body_limit)
+
+
+def _input_codec(tensor: RequestInput, declared: str | None) -> str | None:
+    name = tensor.content_type or declared
+    if name is not None and name not in INPUT_CODECS:
+        raise BadRequest(
+            f"content_type {quote(name)} of input {quote(tensor.name)} is not known; "
+            f"known are {', '.join(INPUT_CODECS)}"
+        )
+    return name
+
+
+def _request_codec(name: str | None) -> str:
+    if name is None or name in REQUEST_CODECS:
+        return name or "np"
+    if name in INPUT_CODECS:  # ignored here, as MLServer does
+        return "np"
+    raise BadRequest(
+        f"content_type {quote(name)} of the request is not known; "
+        f"known are {', '.join(REQUEST_CODECS)}"
+    )
+
+
+def _complain(tensor: RequestInput, complaint: str) -> BadRequest:
+    return BadRequest(f"input {quote(tensor.name)}: {complaint}")
+
+
+def _fit(tensor: RequestInput, count: int) -> tuple[int, ...]:
+    """The shape with its -1 filled in, when `count` elements fit it exactly."""
+    shape = tensor.shape
+    if -1 in shape:
+        rest = prod(length for length in shape if length != -1)
+        if rest and count % rest == 0:
+            return tuple([count // rest if length == -1 else length for length in shape])
+    elif prod(shape) == count:
+        return shape
+    raise _complain(tensor, f"{count} elements do not fit shape {_shown(shape)}")
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return quote("[" + ", ".join(map(str, shape)) + "]")
+
+
+def _reshape(tensor: RequestInput, values: Array) -> Array:
+    shape = _fit(tensor, values.size)
+    try:
+        return values.reshape(shape)
+    except (ValueError, OverflowError) as error:  # more dimensions than numpy has
+        raise _complain(tensor, "the shape has too many dimensions") from error
+
+
+def _array(tensor: RequestInput, body_limit: int) -> Array:
+    """`np`: numbers as their datatype, text as numpy text; always in the tensor's shape."""
+    if tensor.datatype == "BYTES":
+        return _text_array(tensor, body_limit)
+    if isinstance(tensor.data, Raw):
+        return _raw_numbers(tensor, tensor.data)
+    convert = _booleans if tensor.datatype == "BOOL" else _integers
+    if tensor.datatype.startswith("FP"):
+        convert = _floats
+    return _reshape(tensor, convert(tensor))
+
+
+def _natural(tensor: RequestInput) -> Array:
+    try:
+        return np.array(tensor.data)
+    except ValueError as error:  # ragged, or nested deeper than numpy goes
+        raise _complain(tensor, "data must be a flat list, or nested evenly") from error
+
+
+def _floats(tensor: RequestInput) -> Array:
+    dtype = DTYPES[tensor.datatype]
+    try:
+        with np.errstate(over="ignore"):
+            values = np.array(tensor.data, dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _complain(
+            tensor, f"data must be numbers that {tensor.datatype} can hold, evenly nested"
+        ) from error
+    infinite = np.isinf(values)
+    if infinite.any():
+        suspects = zip(_leaves(tensor.data), infinite.ravel().tolist(), strict=True)
+        for leaf, suspect in suspects:
+            if suspect and not (
+                isinstance(leaf, str) and leaf.strip().lower().lstrip("+-") in _INFINITE
+            ):
+                raise _complain(tensor, f"a value is out of range for {tensor.datatype}")
+    return values
+
+
+def _booleans(tensor: RequestInput) -> Array:
+    values = _natural(tensor)
+    if values.dtype.kind not in "biuf":
+        raise _complain(tensor, "data must be booleans or numbers")
+    return values != 0
+
+
+def _integers(tensor: RequestInput) -> Array:
+    values = _natural(tensor)
+    dtype = DTYPES[tensor.datatype]
+    if values.size == 0:
+        return values.astype(dtype)
+    kind = values.dtype.kind
+    if kind == "b":
+        return values.astype(dtype)
+    limits = np.iinfo(dtype)
+    if kind in "iu":
+        if int(values.min()) >= limits.min and int(values.max()) <= limits.max:
+            return values.astype(dtype, copy=False)
+        raise _complain(tensor, f"a value is out of range for {tensor.datatype}")
+    if kind != "f":
+        raise _complain(tensor, f"data must be whole numbers for {tensor.datatype}")
+    if (np.abs(values) < _EXACT).all():
+        if not (values == np.trunc(values)).all():
+            raise _complain(tensor, f"data must be whole numbers for {tensor.datatype}")
+        if values.min() < limits.min or values.max() > limits.max:
+            raise _complain(tensor, f"a value is out of range for {tensor.datatype}")
+        return values.astype(dtype)
+    # whole numbers and fractions mixed near 2^53: each is looked at as Python sees it
+    exact = [_whole(tensor, leaf) for leaf in _leaves(tensor.data)]
+    if min(exact) < limits.min or max(exact) > limits.max:
+        raise _complain(tensor, f"a value is out of range for {tensor.datatype}")
+    return np.array(exact, dtype).reshape(values.shape)
+
+
+def _whole(tensor: RequestInput, leaf: Any) -> int:
+    if isinstance(leaf, float) and not leaf.is_integer():
+        raise _complain(tensor, f"data must be whole numbers for {tensor.datatype}")
+    return int(leaf)
+
+
+def _leaves(data: Any) -> list[Any]:
+    """Every element of nested lists in row-major order; no recursion, no second pass."""
+    if not isinstance(data, list):
+        return [data]
+    found: list[Any] = []
+    stack = [iter(data)]
+    while stack:
+        for item in stack[-1]:
+            if type(item) is list:
+                stack.append(iter(item))
+                break
+            found.append(item)
+        else:
+            stack.pop()
+    return found
+
+
+def _raw_numbers(tensor: RequestInput, raw: Raw) -> Array:
+    dtype = DTYPES[tensor.datatype]
+    count, odd = divmod(len(raw.view), dtype.itemsize)
+    if odd:
+        raise _complain(
+            tensor, f"{len(raw.view)} bytes are no whole number of {tensor.datatype} elements"
+        )
+    shape = _fit(tensor, count)
+    if tensor.datatype == "BOOL":
+        return _reshape(tensor, np.frombuffer(raw.view, np.uint8) != 0)
+    # a copy: estimators may write to their input, and the bytes need not be aligned
+    values = np.frombuffer(raw.view, dtype.newbyteorder("<")).astype(dtype)
+    return values.reshape(shape) if len(shape) < 33 else _reshape(tensor, values)
+
+
+def _raw_text(tensor: RequestInput, raw: Raw) -> list[str]:
+    view, texts, offset = raw.view, list[str](), 0
+    try:
+        while offset < len(view):
+            start = offset + 4
+            offset = start + int.from_bytes(view[offset:start], "little")
+            if start > len(view) or offset > len(view):
+                raise _complain(tensor, "the length of an element runs past the tensor's end")
+            texts.append(str(view[start:offset], "utf-8"))
+    except UnicodeDecodeError as error:
+        raise _complain(tensor, "an element is not valid UTF-8") from error
+    return texts
+
+
+def _texts(tensor: RequestInput, null: bool = False) -> list[Any]:
+    """The elements as strings (or None where `null` allows it), as many as the shape says."""
+    if isinstance(tensor.data, Raw):
+        texts: list[Any] = _raw_text(tensor, tensor.data)
+    else:
+        texts = _leaves(tensor.data)
+        kinds = set(map(type, texts))
+        if not kinds <= ({str, type(None)} if null else {str}):
+            raise _complain(tensor, "data must be strings")
+    _fit(tensor, len(texts))
+    return texts
+
+
+def _text_array(tensor: RequestInput, body_limit: int) -> Array:
+    texts = _texts(tensor)
+    width = max(map(len, texts), default=0)
+    if 4 * width * len(texts) > body_limit * _TEXT_FACTOR:
+        raise TooLarge(
+            f"input {quote(tensor.name)}: one long string would pad all {len(texts)} to "
+            f'{width} characters; ask with content_type "str" instead'
+        )
+    # numpy text forgets trailing NULs; objects keep them
+    padded = not any(text.endswith("\0") for text in texts)
+    return _reshape(tensor, np.array(texts, "U" if padded else object))
+
+
+def _strings(tensor: RequestInput, _: int) -> list[str]:
+    return _texts(tensor)
+
+
+def _unbase64(tensor: RequestInput, text: str) -> bytes:
+    try:
+        return base64.b64decode(text.encode("ascii"), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _complain(tensor, "an element is not valid base64") from error
+
+
+def _undatetime(tensor: RequestInput, text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as error:
+        raise _complain(tensor, "an element is not an ISO 8601 date and time") from error
+
+
+def _unjson(tensor: RequestInput, text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise _complain(tensor, "an element is not valid JSON") from error
+
+
+_ELEMENTS: Final[dict[str, Callable[[RequestInput, str], Any]]] = {
+    "base64": _unbase64,
+    "datetime": _undatetime,
+    "pd_json": _unjson,
+}
+
+
+def _elements(tensor: RequestInput, codec: str, null: bool = False) -> list[Any]:
+    decode_one = _ELEMENTS[codec]
+    texts = _texts(tensor, null)
+    return [None if text is None else decode_one(tensor, text) for text in texts]
+
+
+_DECODERS: Final[dict[str, Callable[[RequestInput, int], Any]]] = {
+    "np": _array,
+    "str": _strings,
+    "base64": lambda tensor, _: _elements(tensor, "base64"),
+    "datetime": lambda tensor, _: _elements(tensor, "datetime"),
+}
+
+
+def _pandas() -> Any:
+    try:
+        import pandas  # noqa: PLC0415 - a request without a table must not pay for it
+    except ImportError as error:
+        raise MLServerlessError(
+            'this server has no pandas, which content_type "pd" needs; ask with "np"'
+        ) from error
+    return pandas
+
+
+def _table(
+    inputs: Sequence[RequestInput], codecs: Sequence[str | None], body_limit: int
+) -> pd.DataFrame:
+    """`pd`: one input a column, in the order they came."""
+    if not inputs:
+        raise BadRequest("a table needs at least one input, one a column")
+    pandas = _pandas()
+    columns: dict[str, Any] = {}
+    rows: int | None = None
+    for tensor, codec in zip(inputs, codecs, strict=True):
+        if tensor.name in columns:
+            raise _complain(tensor, "this name is given to two columns")
+        column = _column(tensor, codec, body_limit)
+        if rows is not None and len(column) != rows:
+            raise _complain(tensor, f"{len(column)} rows where the columns before have {rows}")
+        rows = len(column)
+        columns[tensor.name] = column
+    return pandas.DataFrame(columns)
+
+
+def _column(tensor: RequestInput, codec: str | None, body_limit: int) -> Any:
+    if len(tensor.shape) not in (1, 2) or (len(tensor.shape) == 2 and tensor.shape[1] != 1):
+        raise _complain(tensor, f"a column has shape [n] or [n, 1], not {_shown(tensor.shape)}")
+    if codec in _ELEMENTS:
+        return _elements(tensor, codec, null=True)
+    if codec == "str" or (codec is None and tensor.datatype == "BYTES"):
+        return _texts(tensor, null=True)
+    return _array(tensor, body_limit).ravel()
+
+
+# ── encoding ────────────────────────────────────────────────────────────────────────────
+
+
+def encode(
+    results: Sequence[tuple[RequestOutput, Any]], request: InferenceRequest, model: ModelSettings
+) -> list[ResponseOutput]:
+    """Spell what the estimator answered, each result under the name that was asked for.
+
+    Raises BadRequest for a content type that cannot hold its data, and for two tables.
+    """
+    declared = {tensor.name: tensor.content_type for tensor in model.outputs}
+    all_binary = request.parameters.get("binary_data_output") is True
+    outputs: list[ResponseOutput] = []
+    tables = 0
+    for asked, value in results:
+        codec = _output_codec(asked, declared.get(asked.name))
+        wish = asked.parameters.get("binary_data")
+        binary = wish is True or (wish is None and all_binary)
+        if _is_table(value):
+            tables += 1
+            if tables > 1:
+                raise BadRequest(f"{asked.name} is a second table; ask for one at a time")
+            outputs += [_spell_column(str(key), value[key], binary) for key in value.columns]
+        else:
+            parts = _parts(asked.name, value)
+            outputs += [_spell(name, part, codec, binary) for name, part in parts]
+    return outputs
+
+
+def _output_codec(asked: RequestOutput, declared: str | None) -> str | None:
+    name = asked.content_type or declared
+    if name is None or name == "pd":  # a request codec, ignored here as MLServer does
+        return None
+    if name not in INPUT_CODECS:
+        raise BadRequest(
+            f"content_type {quote(name)} of output {quote(asked.name)} is not known; "
+            f"known are {', '.join(INPUT_CODECS)}"
+        )
+    return name
+
+
+def _is_table(value: Any) -> bool:
+    return hasattr(value, "columns") and hasattr(value, "dtypes")
+
+
+def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
+    """One result as the tensors it makes: a list of arrays may be one, or one each."""
+    if hasattr(value, "toarray"):  # scipy's sparse matrices and arrays
+        return [(name, value.toarray())]
+    if isinstance(value, list | tuple) and value and isinstance(value[0], np.ndarray):
+        if len({np.shape(part) for part in value}) == 1:
+            return [(name, np.stack(value))]
+        return [(f"{name}_{index}", part) for index, part in enumerate(value)]
+    return [(name, value)]
+
+
+def _spell(name: str, value: Any, codec: str | None, binary: bool) -> ResponseOutput:
+    if isinstance(value, list) and value:
+        own = _element_codec(value)
+        if own is not None:
+            return _text_output(name, (len(value), 1), value, codec or own, binary)
+    array = _plain(value)
+    shape = array.shape if array.ndim > 1 else (array.size, 1) if array.ndim else (1,)
+    kind = array.dtype.kind
+    if kind in "biuf":
+        if codec not in (None, "np"):
+            raise BadRequest(f"output {quote(name)} is numbers, which {codec} cannot hold")
+        return _number_output(name, shape, array, "np", binary)
+    if kind == "M":
+        array = array.astype("datetime64[us]").astype(object)
+        codec = codec or "datetime"
+    elif kind not in "USO":
+        raise BadRequest(f"output {quote(name)} is {array.dtype}, which JSON cannot hold")
+    return _text_output(name, shape, array.ravel().tolist(), codec or "np", binary)
+
+
+def _element_codec(items: Sequence[Any]) -> str | None:
+    """The codec that holds every element (None is missing), if one does."""
+    for kind, codec in ((str, "str"), (bytes, "base64"), (datetime, "datetime")):
+        if all(item is None or isinstance(item, kind) for item in items):
+            return codec
+    return None
+
+
+def _plain(value: Any) -> Array:
+    """The result as an array; objects that are all numbers as the numbers they are."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise BadRequest("the model answered with a ragged list") from error
+    if array.dtype.kind == "O":
+        kinds = set(map(type, array.ravel().tolist()))
+        if kinds == {bool} or (kinds and kinds <= {int, float}):
+            return np.array(array.tolist())
+    return array
+
+
+def _number_output(
+    name: str, shape: tuple[int, ...], array: Array, content_type: str | None, binary: bool
+) -> ResponseOutput:
+    dtype = array.dtype if array.dtype.itemsize <= 8 else np.dtype(np.float64)
+    datatype = _DATATYPES[dtype.newbyteorder("=")]
+    if binary:
+        data: Any = array.astype(dtype.newbyteorder("<"), copy=False).tobytes()
+    else:
+        # only a double prints the exact value of a narrower float
+        spelled = np.dtype(np.float64) if dtype.kind == "f" else dtype.newbyteorder("=")
+        data = np.ascontiguousarray(array, spelled).reshape(-1)
+    return ResponseOutput(name, shape, datatype, data, content_type, binary)
+
+
+def _text_output(
+    name: str, shape: tuple[int, ...], items: Sequence[Any], codec: str, binary: bool
+) -> ResponseOutput:
+    spell_one = _SPELLERS[codec]
+    try:
+        texts = [None if _missing(item) else spell_one(item) for item in items]
+    except (TypeError, ValueError) as error:
+        raise BadRequest(f"output {quote(name)} holds what {codec} cannot hold") from error
+    data: Any = _raw_elements(name, texts) if binary else texts
+    return ResponseOutput(name, shape, "BYTES", data, codec, binary)
+
+
+def _missing(item: Any) -> bool:
+    return item is None or (isinstance(item, float) and item != item)
+
+
+def _raw_elements(name: str, texts: Sequence[Any]) -> bytes:
+    if not all(isinstance(text, str) for text in texts):
+        raise BadRequest(f"output {quote(name)} has elements that are no text; ask for it as JSON")
+    raw = [text.encode() for text in texts]
+    return b"".join([part for each in raw for part in (len(each).to_bytes(4, "little"), each)])
+
+
+def _spell_text(item: Any) -> str:
+    if isinstance(item, bytes):
+        return item.decode()
+    if isinstance(item, str):
+        return str(item)
+    raise TypeError(type(item))
+
+
+def _spell_scalar(item: Any) -> Any:
+    # MLServer's np: whatever an object array holds, as JSON has it
+    return item if isinstance(item, bool | int | float) else _spell_text(item)
+
+
+def _spell_base64(item: Any) -> str:
+    raw = item if isinstance(item, bytes) else _spell_text(item).encode()
+    return base64.b64encode(raw).decode("ascii")
+
+
+def _spell_datetime(item: Any) -> str:
+    if not isinstance(item, datetime):
+        raise TypeError(type(item))
+    return item.isoformat()
+
+
+def _spell_json(item: Any) -> str:
+    return orjson.dumps(item, option=orjson.OPT_SERIALIZE_NUMPY, default=str).decode()
+
+
+_SPELLERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "np": _spell_scalar,
+    "str": _spell_text,
+    "base64": _spell_base64,
+    "datetime": _spell_datetime,
+    "pd_json": _spell_json,
+}
+
+
+def _spell_column(name: str, column: pd.Series[Any], binary: bool) -> ResponseOutput:
+    values = column.to_numpy()
+    shape = (len(values), 1)
+    if values.dtype.kind in "biuf":
+        return _number_output(name, shape, values, None, binary)
+    # object() rather than the column's own kind: it can hold None for every sort of missing
+    items = column.astype(object).where(column.notna(), None).tolist()
+    present = [item for item in items if item is not None]
+    if present and all(isinstance(item, bool | int | float) for item in present):
+        # pandas' own numbers with gaps: NaN is the gap that a tensor has
+        full = items if len(present) == len(items) else [np.nan if i is None else i for i in items]
+        return _number_output(name, shape, np.array(full), None, binary)
+    codec = _element_codec(items) or "pd_json"
+    return _text_output(name, shape, items, codec, binary)

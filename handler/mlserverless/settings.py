@@ -1,0 +1,301 @@
+"""What the owner of the server decided: `MLSERVER_*` variables, `settings.json`, `model-settings.json`.
+
+Names, types and precedence are MLServer's (a file wins over the environment, the
+environment over the default); fields that mean nothing here are ignored, not refused.
+Our own settings are `MLSERVERLESS_*`. This is the only room that reads the environment.
+Source: https://mlserver.readthedocs.io/en/stable/reference/settings.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import orjson
+
+from mlserverless import __version__
+from mlserverless.errors import MLServerlessError, SettingsError, quote
+from mlserverless.protocol import DATATYPES, JSONObject, TensorMetadata
+
+T = TypeVar("T")
+
+SETTINGS_FILE: Final = "settings.json"
+MODEL_SETTINGS_FILE: Final = "model-settings.json"
+IMPLEMENTATION: Final = "mlserver_sklearn.SKLearnModel"
+
+CONTROL_MODES: Final = ("none", "explicit")
+
+_TRUE = frozenset({"true", "1", "yes", "on", "t", "y"})
+_FALSE = frozenset({"false", "0", "no", "off", "f", "n"})
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise SettingsError(f"{name} must be a string")
+    return value
+
+
+def _optional_text(name: str, value: object) -> str | None:
+    return None if value is None else _text(name, value)
+
+
+def _truth(name: str, value: object) -> bool:
+    word = str(value).lower()
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise SettingsError(f"{name} must be true or false, not {quote(str(value))}")
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            number = int(value)
+        except ValueError:
+            pass
+        else:
+            if number >= 0:
+                return number
+    raise SettingsError(f"{name} must be a whole number, not {quote(str(value))}")
+
+
+def _mode(name: str, value: object) -> str:
+    if value not in CONTROL_MODES:
+        raise SettingsError(f"{name} must be one of {', '.join(CONTROL_MODES)}")
+    return _text(name, value)
+
+
+def _setting(default: Any, read: Callable[[str, object], Any], variable: str) -> Any:
+    return field(default=default, metadata={"read": read, "variable": variable})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The server's own settings; each field knows its environment variable."""
+
+    model_repository_root: str = _setting(".", _text, "MLSERVER_MODEL_REPOSITORY_ROOT")
+    load_models_at_startup: bool = _setting(False, _truth, "MLSERVER_LOAD_MODELS_AT_STARTUP")
+    server_name: str = _setting("mlserverless", _text, "MLSERVER_SERVER_NAME")
+    server_version: str = _setting(__version__, _text, "MLSERVER_SERVER_VERSION")
+    host: str = _setting("127.0.0.1", _text, "MLSERVER_HOST")
+    http_port: int = _setting(8080, _whole, "MLSERVER_HTTP_PORT")
+    root_path: str = _setting("", _text, "MLSERVER_ROOT_PATH")
+    debug: bool = _setting(False, _truth, "MLSERVER_DEBUG")
+    gzip_enabled: bool = _setting(True, _truth, "MLSERVER_GZIP_ENABLED")
+    model_control_mode: str = _setting("none", _mode, "MLSERVERLESS_MODEL_CONTROL_MODE")
+    require_sha256: bool = _setting(False, _truth, "MLSERVERLESS_REQUIRE_SHA256")
+    allow_version_mismatch: bool = _setting(
+        False, _truth, "MLSERVERLESS_ALLOW_SKLEARN_VERSION_MISMATCH"
+    )
+    max_body_bytes: int = _setting(32 * 1024 * 1024, _whole, "MLSERVERLESS_MAX_BODY_BYTES")
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        **defaults: object,
+    ) -> Settings:
+        """Read the environment, then `settings.json` of `folder` if it is there.
+
+        `defaults` are a door's own: what holds where nobody said anything. Raises
+        SettingsError with one sentence that names the field.
+        """
+        environment = os.environ if environment is None else environment
+        declared = _settings_file(folder)
+        values: dict[str, Any] = dict(defaults)
+        for each in dataclasses.fields(cls):
+            variable = each.metadata["variable"]
+            if each.name in declared:
+                values[each.name] = each.metadata["read"](
+                    f"{SETTINGS_FILE}: {each.name}", declared[each.name]
+                )
+            elif variable in environment:
+                values[each.name] = each.metadata["read"](variable, environment[variable])
+        return cls(**values)
+
+
+def _settings_file(folder: str | None) -> JSONObject:
+    if folder is None:
+        return {}
+    try:
+        with open(os.path.join(folder, SETTINGS_FILE), "rb") as file:
+            return _json_object(SETTINGS_FILE, file.read())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise SettingsError(f"{SETTINGS_FILE} cannot be read: {error.strerror}") from error
+
+
+def _json_object(name: str, raw: bytes) -> JSONObject:
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise SettingsError(f"{name} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SettingsError(f"{name} must be a JSON object")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """One `model-settings.json`, as MLServer reads it.
+
+    `location` is where the file lies: a folder's path or an S3 prefix. `problem` says why
+    the model cannot be served at all, in words for its owner; None when it can be tried.
+    """
+
+    name: str
+    location: str
+    version: str | None = None
+    platform: str = ""
+    versions: tuple[str, ...] = ()
+    inputs: tuple[TensorMetadata, ...] = ()
+    outputs: tuple[TensorMetadata, ...] = ()
+    uri: str | None = None
+    content_type: str | None = None
+    extra: JSONObject = field(default_factory=dict)
+    problem: str | None = None
+
+    @property
+    def predict_fn(self) -> str | None:
+        """The method that answers when no output is asked for, if the owner named one."""
+        return self.extra.get("predict_fn")
+
+    @property
+    def sha256(self) -> str | None:
+        """The digest that the artefact's bytes must have, if the owner gave one."""
+        return self.extra.get("sha256")
+
+    @classmethod
+    def parse(
+        cls,
+        raw: bytes,
+        *,
+        location: str,
+        folder_name: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> ModelSettings:
+        """Read one file. A broken one gives settings with a `problem`, never an error."""
+        environment = os.environ if environment is None else environment
+        name = folder_name
+        try:
+            declared = _json_object(MODEL_SETTINGS_FILE, raw)
+            reader = _ModelReader(declared, environment)
+            name = reader.read("name", _optional_text) or folder_name
+            return reader.settings(name, location)
+        except MLServerlessError as error:
+            return cls(name=name, location=location, problem=str(error))
+
+    @classmethod
+    def from_environment(
+        cls, location: str, environment: Mapping[str, str] | None = None
+    ) -> ModelSettings | None:
+        """The model that `MLSERVER_MODEL_*` variables describe alone, as MLServer has it."""
+        environment = os.environ if environment is None else environment
+        name = environment.get("MLSERVER_MODEL_NAME")
+        if name is None or "MLSERVER_MODEL_IMPLEMENTATION" not in environment:
+            return None
+        return cls.parse(b"{}", location=location, folder_name=name, environment=environment)
+
+
+class _ModelReader:
+    """Fields of one file, each from the file, else its `MLSERVER_MODEL_*` variable."""
+
+    def __init__(self, declared: JSONObject, environment: Mapping[str, str]) -> None:
+        self.declared = declared
+        self.environment = environment
+        parameters = declared.get("parameters")
+        if not isinstance(parameters, dict | None):
+            raise SettingsError(f"{MODEL_SETTINGS_FILE}: parameters must be an object")
+        self.parameters: JSONObject = parameters or {}
+
+    def read(self, name: str, read: Callable[[str, object], T]) -> T:
+        return self._from(self.declared, name, name, read)
+
+    def parameter(self, name: str, read: Callable[[str, object], T]) -> T:
+        return self._from(self.parameters, name, f"parameters.{name}", read)
+
+    def _from(
+        self, source: JSONObject, name: str, label: str, read: Callable[[str, object], T]
+    ) -> T:
+        if source.get(name) is not None:
+            return read(f"{MODEL_SETTINGS_FILE}: {label}", source[name])
+        variable = f"MLSERVER_MODEL_{name.upper()}"
+        value: object = self.environment.get(variable)
+        if isinstance(value, str) and read in (_tensors, _names, _mapping):
+            try:
+                value = orjson.loads(value)
+            except orjson.JSONDecodeError as error:
+                raise SettingsError(f"{variable} is not valid JSON") from error
+        return read(variable, value)
+
+    def settings(self, name: str, location: str) -> ModelSettings:
+        extra = self.parameter("extra", _mapping)
+        for word in ("predict_fn", "sha256"):
+            _optional_text(f"{MODEL_SETTINGS_FILE}: parameters.extra.{word}", extra.get(word))
+        implementation = self.read("implementation", _optional_text)
+        problem = None
+        if implementation is None:
+            problem = f"{MODEL_SETTINGS_FILE} names no implementation; this server runs {IMPLEMENTATION}"
+        elif implementation != IMPLEMENTATION:
+            problem = f"implementation {quote(implementation)} is not served here, {IMPLEMENTATION} is"
+        return ModelSettings(
+            name=name,
+            location=location,
+            version=self.parameter("version", _optional_text),
+            platform=self.read("platform", _optional_text) or "",
+            versions=self.read("versions", _names),
+            inputs=self.read("inputs", _tensors),
+            outputs=self.read("outputs", _tensors),
+            uri=self.parameter("uri", _optional_text),
+            content_type=self.parameter("content_type", _optional_text),
+            extra=extra,
+            problem=problem,
+        )
+
+
+def _mapping(name: str, value: object) -> JSONObject:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise SettingsError(f"{name} must be an object")
+    return value
+
+
+def _names(name: str, value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise SettingsError(f"{name} must be a list of strings")
+    return tuple(_text(name, each) for each in value)
+
+
+def _tensors(name: str, value: object) -> tuple[TensorMetadata, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise SettingsError(f"{name} must be a list")
+    return tuple(_tensor(name, each) for each in value)
+
+
+def _tensor(name: str, value: object) -> TensorMetadata:
+    if not isinstance(value, dict):
+        raise SettingsError(f"{name} must be a list of objects")
+    datatype, shape = value.get("datatype"), value.get("shape")
+    if datatype not in DATATYPES:
+        raise SettingsError(f"{name}: datatype must be one of {', '.join(DATATYPES)}")
+    if not isinstance(shape, list) or not all(type(length) is int for length in shape):
+        raise SettingsError(f"{name}: shape must be a list of whole numbers")
+    parameters = _mapping(f"{name}.parameters", value.get("parameters"))
+    _optional_text(f"{name}.parameters.content_type", parameters.get("content_type"))
+    return TensorMetadata(
+        name=_text(f"{name}.name", value.get("name")),
+        datatype=datatype,
+        shape=tuple(shape),
+        parameters=parameters,
+    )
