@@ -549,3 +549,8 @@ def _spell_column(name: str, column: pd.Series[Any], binary: bool) -> ResponseOu
         return _number_output(name, shape, np.array(full), None, binary)
     codec = _element_codec(items) or "pd_json"
     return _text_output(name, shape, items, codec, binary)
+
+
+def datatype(dtype: np.dtype[Any]) -> str:
+    """The protocol's name of a numpy number type, FP64 for what it has no name for."""
+    return _DATATYPES.get(dtype.newbyteorder("="), "FP64")

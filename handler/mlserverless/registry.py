@@ -1,0 +1,214 @@
+"""Models in memory: each found once, loaded once, with its state and the reason for it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from mlserverless.errors import (
+    MLServerlessError,
+    ModelLoadError,
+    NotFound,
+    quote,
+)
+from mlserverless.repository import Repository
+from mlserverless.settings import ModelSettings, Settings
+
+if TYPE_CHECKING:
+    from mlserverless.runtime import Model
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER: Final = 30.0  # seconds until a load that failed for good is tried again
+
+
+class ModelState(NamedTuple):
+    """One line of the repository index."""
+
+    name: str
+    version: str | None
+    ready: bool
+    reason: str
+
+
+class Entry:
+    """One version of one model: found, perhaps loaded, perhaps failed, perhaps unloaded."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self.settings = settings
+        self.lock = threading.Lock()
+        self.model: Model | None = None
+        self.unloaded = False
+        self.failure: ModelLoadError | None = None
+        self.failed_at = 0.0
+
+    @property
+    def state(self) -> ModelState:
+        settings = self.settings
+        reason = settings.problem or (str(self.failure) if self.failure else "")
+        if self.unloaded:
+            reason = "unloaded"
+        return ModelState(settings.name, settings.version, not reason, reason)
+
+
+Versions = dict[str | None, Entry]
+
+
+class Registry:
+    """The models of one repository. Safe to share among threads."""
+
+    def __init__(self, repository: Repository, settings: Settings) -> None:
+        self._repository = repository
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._models: dict[str, Versions] | None = None
+
+    # ── finding ─────────────────────────────────────────────────────────────────────────
+
+    def find(self, name: str, version: str | None = None) -> Entry:
+        """The entry of a model, its default version when none is named; NotFound else."""
+        versions = self._found().get(name, {})
+        if version is not None:
+            entry = versions.get(version)
+            if entry is None or entry.unloaded:
+                raise NotFound(f"Model {quote(name)} with version {quote(version)} not found")
+            return entry
+        present = [each for each, entry in versions.items() if not entry.unloaded]
+        if not present:
+            raise NotFound(f"Model {quote(name)} not found")
+        return versions[max(present, key=_rank)]
+
+    def versions(self, name: str) -> list[str]:
+        """Every version that exists of a model, in ascending order."""
+        present = [
+            version
+            for version, entry in self._found().get(name, {}).items()
+            if not entry.unloaded and version is not None
+        ]
+        return sorted(present, key=_rank)
+
+    def _found(self) -> dict[str, Versions]:
+        # read without the lock: a reference is replaced whole, never changed while shared
+        models = self._models
+        if models is None:
+            with self._lock:
+                models = self._models
+                if models is None:
+                    models = self._models = _arranged(self._repository.models())
+        return models
+
+    # ── loading ─────────────────────────────────────────────────────────────────────────
+
+    def get(self, entry: Entry) -> Model:
+        """The model of an entry, loaded by whoever comes first; the others wait for it.
+
+        Raises ModelLoadError, RepositoryError or Unavailable; only the first is remembered,
+        for half a minute.
+        """
+        model = entry.model
+        if model is not None:
+            return model
+        with entry.lock:
+            if entry.model is None:
+                failure = entry.failure
+                if failure is not None and time.monotonic() < entry.failed_at + RETRY_AFTER:
+                    raise failure.with_traceback(None)
+                entry.model = self._load(entry)
+            return entry.model
+
+    def _load(self, entry: Entry) -> Model:
+        settings = entry.settings
+        try:
+            if settings.problem:
+                raise ModelLoadError(settings.problem)
+            from mlserverless import runtime  # noqa: PLC0415 - numpy, which INIT must not pay
+
+            model = runtime.load(self._repository.fetch(settings), settings, self._settings)
+        except ModelLoadError as error:
+            failure = ModelLoadError(f"Model {quote(settings.name)} failed to load: {error}")
+            entry.failure, entry.failed_at = failure, time.monotonic()
+            log.error("%s", failure)
+            raise failure from error
+        entry.failure = None
+        return model
+
+    # ── the repository API ──────────────────────────────────────────────────────────────
+
+    def index(self) -> list[ModelState]:
+        """The state of every model, found or still loaded."""
+        return [
+            entry.state for versions in self._refreshed().values() for entry in versions.values()
+        ]
+
+    def load(self, name: str) -> None:
+        """Load every version of a model anew; the old ones serve until the new ones can."""
+        found = _arranged(self._repository.models()).get(name)
+        if found is None:
+            raise NotFound(f"Model {quote(name)} not found")
+        for entry in found.values():
+            self.get(entry)
+        with self._lock:
+            self._models = {**(self._models or {}), name: found}
+
+    def unload(self, name: str) -> None:
+        """Forget a model until it is loaded again; requests in flight finish."""
+        self.find(name)
+        for entry in self._found()[name].values():
+            entry.unloaded = True
+            entry.model = None
+
+    def load_all(self) -> None:
+        """Load every model now, so that INIT or start-up pays for it. Failures stay states."""
+        for versions in self._found().values():
+            for entry in versions.values():
+                try:
+                    self.get(entry)
+                except MLServerlessError as error:
+                    log.error("%s", error)
+
+    def unready(self) -> str | None:
+        """Why this server is not ready, or None: the repository must be readable."""
+        try:
+            models = self._found()
+        except MLServerlessError as error:
+            return str(error)
+        if self._settings.load_models_at_startup:
+            for versions in models.values():
+                for entry in versions.values():
+                    if entry.unloaded or entry.model is None:
+                        return f"model {quote(entry.settings.name)} is not loaded"
+        return None
+
+    def _refreshed(self) -> dict[str, Versions]:
+        """What lies in the repository now; entries that have a past keep it."""
+        fresh = _arranged(self._repository.models())
+        with self._lock:
+            known = self._models or {}
+            for name, versions in fresh.items():
+                for version in versions:
+                    old = known.get(name, {}).get(version)
+                    if old is not None and old.settings == versions[version].settings:
+                        versions[version] = old
+            self._models = fresh
+        return fresh
+
+
+def _arranged(found: Iterable[ModelSettings]) -> dict[str, Versions]:
+    models: dict[str, Versions] = {}
+    for settings in found:
+        models.setdefault(settings.name, {}).setdefault(settings.version, Entry(settings))
+    return models
+
+
+def _rank(version: str | None) -> tuple[int, int, str]:
+    """No version is the default, else the highest integer, else the highest string."""
+    if version is None:
+        return (2, 0, "")
+    if version.isascii() and version.isdigit() and len(version) < 20:
+        return (1, int(version), "")
+    return (0, 0, version)
+
+

@@ -1,0 +1,282 @@
+"""Where models lie: a folder, or a prefix of an S3 bucket; a Lambda layer is a folder.
+
+A repository lists the `model-settings.json` files under its root and opens a model's
+artefact. Names are never joined into a path: what may be opened is what a settings file
+says. boto3 is imported by the first question to S3.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import posixpath
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final, Protocol
+
+from mlserverless.errors import ModelLoadError, RepositoryError, Unavailable, quote
+from mlserverless.settings import MODEL_SETTINGS_FILE, ModelSettings
+
+WELL_KNOWN: Final = ("model.joblib", "model.pickle", "model.pkl")
+
+_S3: Final = "s3://"
+_DEADLINE: Final = 20.0  # seconds for one artefact: the gateway gives up at 29
+_CHUNK: Final = 1 << 20
+_LISTING_THREADS: Final = 16
+
+# What S3 says, and whose move it is. Anything else goes by its HTTP status.
+_NOT_THERE: Final = frozenset({"NoSuchKey", "404", "NotFound"})
+_PASSING: Final = frozenset(
+    {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "InternalError",
+     "ServiceUnavailable", "RequestLimitExceeded", "BandwidthLimitExceeded"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A model's bytes, open for reading from their start; the reader closes `file`."""
+
+    name: str
+    file: BinaryIO
+
+
+class Repository(Protocol):
+    """What a registry needs to know of the place where models lie."""
+
+    def models(self) -> list[ModelSettings]:
+        """Every model under the root; raises RepositoryError or Unavailable."""
+
+    def fetch(self, model: ModelSettings) -> Artefact:
+        """The model's artefact; raises ModelLoadError when it is not there."""
+
+
+def open_repository(root: str) -> Repository:
+    """The repository that `root` names: a folder's path or `s3://bucket/prefix`."""
+    return S3Repository(root) if root.startswith(_S3) else FolderRepository(root)
+
+
+class _Sources:
+    """Opens an artefact wherever its settings say it is; S3 is one client for all."""
+
+    def __init__(self) -> None:
+        self.s3 = S3()
+
+    def fetch(self, model: ModelSettings) -> Artefact:
+        base, uri = model.location, model.uri or ""
+        if uri.startswith(_S3) or os.path.isabs(uri):
+            target = uri
+        elif base.startswith(_S3):
+            bucket, key = split_s3(base)
+            target = f"{_S3}{bucket}/{posixpath.normpath(posixpath.join(key, uri))}"
+        else:
+            target = os.path.normpath(os.path.join(base, uri))
+        if target.startswith(_S3):
+            found = self.s3.open_any(target, self._is_folder(model))
+        else:
+            found = _open_any(target)
+        if found is None:
+            wanted = quote(posixpath.basename(target)) if model.uri else " or ".join(WELL_KNOWN)
+            raise ModelLoadError(f"its artefact, {wanted}, is not in the repository")
+        return found
+
+    @staticmethod
+    def _is_folder(model: ModelSettings) -> bool:
+        return model.uri is None or model.uri.endswith("/") or model.uri == "."
+
+
+def _open_any(target: str) -> Artefact | None:
+    candidates = [target]
+    if os.path.isdir(target):
+        candidates = [os.path.join(target, name) for name in WELL_KNOWN]
+    for path in candidates:
+        try:
+            return Artefact(os.path.basename(path), open(path, "rb"))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ModelLoadError(f"its artefact cannot be read: {error.strerror}") from error
+    return None
+
+
+class FolderRepository(_Sources):
+    """Every `**/model-settings.json` under a folder."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__()
+        self.root = os.path.abspath(root)
+
+    def models(self) -> list[ModelSettings]:
+        found = list(self._found())
+        if not found:
+            alone = ModelSettings.from_environment(self.root)
+            return [alone] if alone else []
+        return found
+
+    def _found(self) -> Iterator[ModelSettings]:
+        for folder, folders, files in os.walk(self.root, onerror=_refuse, followlinks=False):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            if MODEL_SETTINGS_FILE in files:
+                name = os.path.basename(folder)
+                try:
+                    with open(os.path.join(folder, MODEL_SETTINGS_FILE), "rb") as file:
+                        raw = file.read()
+                except OSError as error:
+                    problem = f"{MODEL_SETTINGS_FILE} cannot be read: {error.strerror}"
+                    yield ModelSettings(name=name, location=folder, problem=problem)
+                else:
+                    yield ModelSettings.parse(raw, location=folder, folder_name=name)
+
+
+def _refuse(error: OSError) -> None:
+    raise RepositoryError(f"the model repository cannot be read: {error.strerror}") from error
+
+
+class S3Repository(_Sources):
+    """Every `model-settings.json` under a prefix of a bucket."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__()
+        self.bucket, prefix = split_s3(root)
+        self.prefix = f"{prefix}/" if prefix else ""
+
+    def models(self) -> list[ModelSettings]:
+        keys = [
+            key
+            for key in self.s3.keys(self.bucket, self.prefix)
+            if posixpath.basename(key) == MODEL_SETTINGS_FILE
+        ]
+        if len(keys) < 2:
+            return [self._read(key) for key in keys]
+        with ThreadPoolExecutor(min(_LISTING_THREADS, len(keys))) as pool:
+            return list(pool.map(self._read, keys))
+
+    def _read(self, key: str) -> ModelSettings:
+        folder = posixpath.dirname(key)
+        location = f"{_S3}{self.bucket}/{folder}"
+        name = posixpath.basename(folder) or self.bucket
+        raw = self.s3.read(self.bucket, key)
+        if raw is None:
+            problem = f"{MODEL_SETTINGS_FILE} went away while it was read"
+            return ModelSettings(name=name, location=location, problem=problem)
+        return ModelSettings.parse(raw, location=location, folder_name=name)
+
+
+def split_s3(uri: str) -> tuple[str, str]:
+    """`s3://bucket/some/key/` as bucket and key, without slashes at either end."""
+    bucket, _, key = uri.removeprefix(_S3).partition("/")
+    return bucket, key.strip("/")
+
+
+class S3:
+    """The few questions to S3, asked by boto3, with every failure mapped to ours."""
+
+    def __init__(self) -> None:
+        self._client: Any = None
+        self._lock = threading.Lock()
+
+    def keys(self, bucket: str, prefix: str) -> list[str]:
+        """Every key under `prefix`, sorted as S3 sorts them."""
+        with _asking(bucket):
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=bucket, Prefix=prefix
+            )
+            return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+
+    def read(self, bucket: str, key: str) -> bytes | None:
+        """An object's bytes, or None when there is no such key."""
+        deadline = time.monotonic() + _DEADLINE
+        with _asking(bucket):
+            try:
+                answer = self.client.get_object(Bucket=bucket, Key=key)
+            except self.client.exceptions.ClientError as error:
+                if _code(error) in _NOT_THERE:
+                    return None
+                raise
+            with answer["Body"] as body:
+                parts = []
+                for part in iter(lambda: body.read(_CHUNK), b""):
+                    parts.append(part)
+                    if time.monotonic() > deadline:
+                        raise Unavailable("S3 takes too long to send the model")
+                return b"".join(parts)
+
+    def open_any(self, target: str, is_folder: bool) -> Artefact | None:
+        """The object that `target` names, or the first well-known file under it."""
+        bucket, key = split_s3(target)
+        inside = [posixpath.join(key, name) for name in WELL_KNOWN]
+        for candidate in inside if is_folder else [key, *inside]:
+            raw = self.read(bucket, candidate)
+            if raw is not None:
+                return Artefact(posixpath.basename(candidate), io.BytesIO(raw))
+        return None
+
+    @property
+    def client(self) -> Any:
+        """boto3's client, made at the first question; it is safe to share among threads."""
+        with self._lock:
+            if self._client is None:
+                import boto3  # noqa: PLC0415 - 200 ms that only S3's users should pay
+                from botocore.config import Config  # noqa: PLC0415
+
+                config = Config(
+                    connect_timeout=2,
+                    read_timeout=5,
+                    retries={"mode": "standard", "total_max_attempts": 3},
+                    max_pool_connections=_LISTING_THREADS,
+                )
+                self._client = boto3.client("s3", config=config)
+            return self._client
+
+
+def _code(error: Any) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@contextmanager
+def _asking(bucket: str) -> Iterator[None]:
+    """Turn boto3's failures into ours: for good (RepositoryError) or passing (Unavailable)."""
+    try:
+        yield
+    except Exception as error:
+        mapped = _mapped(error, quote(bucket))
+        if mapped is None:
+            raise
+        raise mapped from error
+
+
+def _mapped(error: Exception, bucket: str) -> Exception | None:
+    from botocore import exceptions as boto  # noqa: PLC0415 - only after boto3 was asked
+
+    if isinstance(error, boto.ClientError):
+        code = _code(error)
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code in _PASSING or status >= 500 or status == 429:
+            return Unavailable(f"S3 cannot answer for bucket {bucket} now ({quote(code)})")
+        sentence = _FOR_GOOD.get(code, "S3 refused bucket {bucket} ({code})")
+        return RepositoryError(sentence.format(bucket=bucket, code=quote(code)))
+    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+        return RepositoryError("there are no credentials to read S3 with")
+    if isinstance(error, boto.ParamValidationError):
+        return RepositoryError(f"{bucket} is not the name of a bucket")
+    if isinstance(error, boto.BotoCoreError | OSError):
+        return Unavailable(f"S3 is out of reach for bucket {bucket}")
+    return None
+
+
+_DENIED: Final = "access to bucket {bucket} is denied ({code})"
+_REGION: Final = "bucket {bucket} lies in another region ({code})"
+_FOR_GOOD: Final[dict[str, str]] = {
+    "NoSuchBucket": "bucket {bucket} does not exist",
+    "AccessDenied": _DENIED,
+    "403": _DENIED,
+    "ExpiredToken": _DENIED,
+    "InvalidAccessKeyId": _DENIED,
+    "SignatureDoesNotMatch": _DENIED,
+    "PermanentRedirect": _REGION,
+    "AuthorizationHeaderMalformed": _REGION,
+}
+
