@@ -90,11 +90,11 @@ def error_response(error: MLServerlessError) -> Response:
     )
 
 
-def internal_error(request_id: str, error: BaseException) -> MLServerlessError:
+def internal_error(name: str, error: BaseException) -> MLServerlessError:
     """Log where an unforeseen failure was raised; its own words may hold a payload."""
     where = "".join(traceback.format_tb(error.__traceback__))
-    log.error("request %s failed with %s\n%s", request_id, type(error).__name__, where)
-    return MLServerlessError(f"internal error; the log says more under request id {request_id}")
+    log.error("request %s failed with %s\n%s", name, type(error).__name__, where)
+    return MLServerlessError(f"internal error; the log says more under request id {name}")
 
 
 def _guarded(endpoint: Endpoint) -> Endpoint:
@@ -103,14 +103,17 @@ def _guarded(endpoint: Endpoint) -> Endpoint:
             return await endpoint(request)
         except MLServerlessError as error:
             return error_response(error)
-        except Exception as error:
-            return error_response(internal_error(_request_id(request), error))
+        except MemoryError:
+            return error_response(TooLarge("this request needs more memory than there is"))
+        except (Exception, SystemExit) as error:
+            name = request_id(request.scope.get("aws.context"))
+            return error_response(internal_error(name, error))
 
     return guarded
 
 
-def _request_id(request: Request) -> str:
-    context = request.scope.get("aws.context")
+def request_id(context: object) -> str:
+    """Lambda's id of this request, or one of our own where there is no Lambda."""
     return getattr(context, "aws_request_id", None) or str(uuid.uuid4())
 
 

@@ -1,0 +1,165 @@
+"""Lambda's events as Mangum can read them, and its answers as Lambda can carry them.
+
+HTTP API (payload 1.0 and 2.0), REST API, Function URL and ALB. Events come from gateways,
+test buttons, schedulers and attackers alike: what Mangum needs is copied, checked, into a
+new event; nothing else is passed on. No IO.
+Source: https://docs.aws.amazon.com/apigateway/latest/developerguide/http-api-develop-integrations-lambda.html
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+
+from mlserverless.errors import BadRequest, MLServerlessError, TooLarge
+from mlserverless.wire import JSON
+
+Event = dict[str, Any]
+Answer = dict[str, Any]
+
+ANSWER_LIMIT: Final = 6 * 1024 * 1024  # bytes of a whole answer, as JSON, that Lambda carries
+
+_HOST: Final = re.compile(r"[A-Za-z0-9_.-]+(:\d{1,5})?")
+_PORT: Final = re.compile(r"\d{1,5}")
+
+
+def normal(event: object) -> Event | None:
+    """The event, well-formed, or None when it is no HTTP request.
+
+    Its body is bytes. Raises BadRequest for an HTTP request that cannot be read.
+    """
+    if not isinstance(event, dict):
+        return None
+    context = event.get("requestContext")
+    if not isinstance(context, dict):
+        return None
+    http = context.get("http")
+    if isinstance(http, dict):
+        source, method, path = "2.0", http.get("method"), http.get("path", event.get("rawPath"))
+    else:
+        source = "alb" if "elb" in context else "1.0"
+        method, path = event.get("httpMethod"), event.get("path")
+    if not isinstance(method, str) or not isinstance(path, str | None):
+        return None
+    path = _path(path or "/", context.get("stage"))
+    common = {"headers": _headers(event.get("headers")), "body": _body(event)}
+    if source == "2.0":
+        request = {"method": method, "path": path, "sourceIp": ""}
+        return {**common, "version": "2.0", "requestContext": {"http": request}}
+    common |= {"httpMethod": method, "path": path}
+    many = event.get("multiValueHeaders")
+    if isinstance(many, dict):
+        common["multiValueHeaders"] = _many_headers(many)
+    if source == "alb":
+        return {**common, "requestContext": {"elb": {}}}
+    return {**common, "resource": "", "requestContext": {}}
+
+
+def method(event: Event) -> str:
+    """The HTTP method of a normal event."""
+    named: str = event.get("httpMethod") or event["requestContext"]["http"]["method"]
+    return named
+
+
+def _path(path: str, stage: object) -> str:
+    """What stands from `/v2` on: a stage or a base path before it goes, segment by segment."""
+    segments = path.split("/")
+    if isinstance(stage, str) and segments[1:3] == [stage, "v2"]:
+        return "/" + "/".join(segments[2:])
+    if "v2" in segments:
+        return "/" + "/".join(segments[segments.index("v2") :])
+    return path
+
+
+def _headers(value: object) -> dict[str, str]:
+    found = value if isinstance(value, dict) else {}
+    return {
+        name: text
+        for name, text in found.items()
+        if isinstance(name, str) and isinstance(text, str) and _readable(name, text)
+    }
+
+
+def _many_headers(value: Mapping[object, object]) -> dict[str, list[str]]:
+    return {
+        name: kept
+        for name, texts in value.items()
+        if isinstance(name, str) and isinstance(texts, list)
+        if (kept := [text for text in texts if isinstance(text, str) and _readable(name, text)])
+    }
+
+
+def _readable(name: str, text: str) -> bool:
+    """Whether Mangum can read it: it splits a host at its colon and counts with the port."""
+    lower = name.lower()
+    if lower == "host":
+        return _HOST.fullmatch(text) is not None
+    if lower == "x-forwarded-port":
+        return _PORT.fullmatch(text) is not None
+    return name.isascii() and text.isprintable()
+
+
+def _body(event: Event) -> bytes:
+    body = event.get("body") or ""
+    if not isinstance(body, str):
+        raise BadRequest("the event's body must be text")
+    try:
+        if event.get("isBase64Encoded"):
+            return base64.b64decode(body.encode("ascii"), validate=True)
+        return body.encode()
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise BadRequest("the event's body cannot be decoded") from error
+
+
+def refusal(event: object) -> Answer:
+    """The answer to what is no HTTP request.
+
+    A batch of records (SQS, Kinesis, DynamoDB) gets every one of them back as failed, so
+    that nothing is deleted unread.
+    """
+    answer = failure(BadRequest("this event is no HTTP request; send one of the V2 routes"))
+    records = event.get("Records") if isinstance(event, dict) else None
+    if isinstance(records, list):
+        answer["batchItemFailures"] = [{"itemIdentifier": _identifier(each)} for each in records]
+    return answer
+
+
+def _identifier(record: object) -> str:
+    if not isinstance(record, dict):
+        return ""
+    for holder in (record, record.get("kinesis"), record.get("dynamodb")):
+        for key in ("messageId", "sequenceNumber", "SequenceNumber"):
+            if isinstance(holder, dict) and isinstance(holder.get(key), str):
+                return str(holder[key])
+    return ""
+
+
+def failure(error: MLServerlessError) -> Answer:
+    """A failure as a proxy answer of its own, where no application could give one."""
+    return {
+        "statusCode": error.status,
+        "headers": {"content-type": JSON, **error.headers},
+        "body": orjson.dumps({"error": str(error)}).decode(),
+        "isBase64Encoded": False,
+    }
+
+
+def carried(answer: Answer) -> Answer:
+    """The answer, or a 413 in its place when Lambda would drop it for its size."""
+    # escaping makes at most six bytes of one; below that nothing needs to be measured
+    if len(answer["body"]) * 6 < ANSWER_LIMIT:
+        return answer
+    size = len(orjson.dumps(answer))
+    if size <= ANSWER_LIMIT:
+        return answer
+    return failure(
+        TooLarge(
+            f"the answer is {size} bytes and Lambda carries {ANSWER_LIMIT}; ask for fewer rows, "
+            "for gzip (Accept-Encoding), or for binary tensors (binary_data_output)"
+        )
+    )
