@@ -6,6 +6,8 @@ VENV    := .venv
 PYTHON  ?= python3
 BIN     := $(VENV)/bin
 READY   := $(VENV)/ready
+# an artefact is called as its folder is
+MODELS  := $(foreach folder,$(patsubst %/train.py,%,$(wildcard models/*/train.py)),$(folder)/$(notdir $(folder)).joblib)
 PINS    := requirements/uv.txt requirements/dev.txt
 LOCK    := uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
            --no-emit-index-url --generate-hashes --no-annotate --no-header
@@ -34,6 +36,16 @@ $(READY): $(PINS) pyproject.toml
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements/dev.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
+
+models: setup $(MODELS) ## train the models under models/ whose artefact is missing or old
+
+.SECONDEXPANSION:
+%.joblib: $$(dir $$@)train.py
+	@echo "models: training $@"
+	@$(BIN)/python $<
+
+serve: setup models ## train the digits model, serve it on 127.0.0.1:8080, send a first request; Ctrl-C ends it
+	@python models/mnist-svm/ask.py & exec mlserverless start models/mnist-svm
 
 lock: $(READY) ## pin the newest allowed versions anew
 	$(LOCK) requirements/dev.in -o requirements/dev.txt --upgrade

@@ -1,0 +1,92 @@
+"""The other door: `mlserverless start DIR`, a local server over the same application.
+
+For a developer's machine; what is deployed is `main`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import uvicorn
+
+from mlserverless import __version__
+from mlserverless.app import create_app
+from mlserverless.errors import SettingsError
+from mlserverless.registry import Registry
+from mlserverless.repository import open_repository
+from mlserverless.settings import Settings
+
+USAGE_ERROR = 2  # argparse's own code for a command that cannot be carried out as given
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; a failure is one line on stderr and the status 2."""
+    parser = argparse.ArgumentParser(prog="mlserverless", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"mlserverless {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("start", help="serve a folder of models over HTTP")
+    command.add_argument("folder", help="holds model-settings.json files, itself or below")
+    try:
+        return _start(parser.parse_args(arguments).folder)
+    except (SettingsError, OSError) as error:
+        words = error.strerror if isinstance(error, OSError) else str(error)
+        print(f"mlserverless: {words}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _start(folder: str) -> int:
+    if not os.path.isdir(folder):
+        raise SettingsError(f"{folder} is no folder")
+    settings = replace(
+        Settings.load(folder, model_control_mode="explicit"), model_repository_root=folder
+    )
+    logging.basicConfig(level=logging.INFO if settings.debug else logging.WARNING)
+    registry = Registry(open_repository(settings.model_repository_root), settings)
+    listener = _listen(settings.host, settings.http_port)
+    if settings.load_models_at_startup:
+        registry.load_all()
+    states = registry.index()
+    host, port = listener.getsockname()[:2]
+    print(f"serving {len(states)} model(s) of {folder} on http://{host}:{port}", flush=True)
+    for state in states:
+        if not state.ready:
+            print(f"  {state.name} cannot be served: {state.reason}", flush=True)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(registry, settings, threads=True),
+            http="httptools",
+            loop="uvloop",
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=settings.debug,
+            server_header=False,
+            root_path=settings.root_path,
+        )
+    )
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:  # uvicorn has shut down and hands Ctrl-C on
+        pass
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port before anything else is done; a busy one is said in one line."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen()  # whoever reads the line below may connect at once
+    except (OSError, OverflowError) as error:
+        listener.close()
+        why = error.strerror if isinstance(error, OSError) else "ports end at 65535"
+        raise SettingsError(f"cannot listen on {host}:{port}: {why}") from error
+    return listener
