@@ -17,11 +17,11 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from mlserverless import wire
 from mlserverless.errors import Forbidden, MLServerlessError, NotReady, TooLarge, quote
-from mlserverless.protocol import BINARY_HEADER, TensorMetadata
+from mlserverless.protocol import BINARY_HEADER, JSON, TensorMetadata
 from mlserverless.registry import Entry, ModelState, Registry
 from mlserverless.settings import Settings
 
@@ -35,14 +35,14 @@ EXTENSIONS: Final = ("binary_tensor_data", "model_repository")
 _INFERENCE: Final = ("/v2/models/{name}/versions/{version}", "/v2/models/{name}")
 
 
-def create_app(registry: Registry, settings: Settings, *, threads: bool) -> ASGIApp:
+def create_app(registry: Registry, settings: Settings, *, threads: bool) -> FastAPI:
     """The whole application.
 
     `threads` moves loading and prediction off the event loop: a server with many clients
     wants it, a Lambda environment, which has one request at a time, does not.
     """
     service = _Service(registry, settings, threads)
-    app = FastAPI(
+    app = _App(
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -62,19 +62,16 @@ def create_app(registry: Registry, settings: Settings, *, threads: bool) -> ASGI
     app.add_route("/v2/repository/models/{name}/load", _guarded(service.load), ["POST"])
     app.add_route("/v2/repository/models/{name}/unload", _guarded(service.unload), ["POST"])
     app.add_route("/v2", _guarded(service.server_metadata), ["GET"])
-    return _TrailingSlash(app)
+    return app
 
 
-class _TrailingSlash:
+class _App(FastAPI):
     """`/v2/` answers as `/v2` does; a redirect would lose some clients' bodies."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].endswith("/"):
             scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
-        await self.app(scope, receive, send)
+        await super().__call__(scope, receive, send)
 
 
 # ── failures ────────────────────────────────────────────────────────────────────────────
@@ -86,7 +83,7 @@ def error_response(error: MLServerlessError) -> Response:
         wire.encode_json({"error": str(error)}),
         status_code=error.status,
         headers=dict(error.headers),
-        media_type=wire.JSON,
+        media_type=JSON,
     )
 
 
@@ -105,7 +102,7 @@ def _guarded(endpoint: Endpoint) -> Endpoint:
             return error_response(error)
         except MemoryError:
             return error_response(TooLarge("this request needs more memory than there is"))
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - nothing may get past it
             name = request_id(request.scope.get("aws.context"))
             return error_response(internal_error(name, error))
 
@@ -127,7 +124,7 @@ async def _refused(request: Request, error: Any) -> Response:
         wire.encode_json({"error": sentence}),
         status_code=error.status_code,
         headers=error.headers,
-        media_type=wire.JSON,
+        media_type=JSON,
     )
 
 
@@ -250,7 +247,7 @@ class _Service:
 
 
 def _json(value: Any, status: int = 200) -> Response:
-    return Response(wire.encode_json(value), status_code=status, media_type=wire.JSON)
+    return Response(wire.encode_json(value), status_code=status, media_type=JSON)
 
 
 def _tensor(tensor: TensorMetadata) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import uvicorn
@@ -70,10 +71,8 @@ def _start(folder: str) -> int:
             root_path=settings.root_path,
         )
     )
-    try:
+    with suppress(KeyboardInterrupt):  # uvicorn has shut down and hands Ctrl-C on
         server.run(sockets=[listener])
-    except KeyboardInterrupt:  # uvicorn has shut down and hands Ctrl-C on
-        pass
     return 0
 
 

@@ -12,7 +12,7 @@ import base64
 import binascii
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from math import prod
+from math import isnan, prod
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -169,7 +169,8 @@ def _booleans(tensor: RequestInput) -> Array:
     values = _natural(tensor)
     if values.dtype.kind not in "biuf":
         raise _complain(tensor, "data must be booleans or numbers")
-    return values != 0
+    truths: Array = values != 0
+    return truths
 
 
 def _integers(tensor: RequestInput) -> Array:
@@ -326,12 +327,12 @@ _DECODERS: Final[dict[str, Callable[[RequestInput, int], Any]]] = {
 
 def _pandas() -> Any:
     try:
-        import pandas  # noqa: PLC0415 - a request without a table must not pay for it
+        import pandas as pd  # noqa: PLC0415 - a request without a table must not pay for it
     except ImportError as error:
         raise MLServerlessError(
             'this server has no pandas, which content_type "pd" needs; ask with "np"'
         ) from error
-    return pandas
+    return pd
 
 
 def _table(
@@ -351,7 +352,8 @@ def _table(
             raise _complain(tensor, f"{len(column)} rows where the columns before have {rows}")
         rows = len(column)
         columns[tensor.name] = column
-    return pandas.DataFrame(columns)
+    table: pd.DataFrame = pandas.DataFrame(columns)
+    return table
 
 
 def _column(tensor: RequestInput, codec: str | None, body_limit: int) -> Any:
@@ -488,7 +490,7 @@ def _text_output(
 
 
 def _missing(item: Any) -> bool:
-    return item is None or (isinstance(item, float) and item != item)
+    return item is None or (isinstance(item, float) and isnan(item))
 
 
 def _raw_elements(name: str, texts: Sequence[Any]) -> bytes:

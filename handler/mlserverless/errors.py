@@ -3,7 +3,6 @@
     MLServerlessError       500  something of ours went wrong; the log knows what
      ├─ BadRequest          400  the client can mend it
      │   ├─ NotFound        404  no such model, version or route
-     │   ├─ MethodNotAllowed 405 the route knows other methods, listed in `Allow`
      │   ├─ TooLarge        413  a body, or an answer, over its limit
      │   └─ UnsupportedEncoding 415  a Content-Encoding that is not gzip or deflate
      ├─ Forbidden           403  the server's owner has switched this off
@@ -45,20 +44,6 @@ class NotFound(BadRequest):
     """No such model, version or route."""
 
     status = 404
-
-
-class MethodNotAllowed(BadRequest):
-    """The route exists for other methods."""
-
-    status = 405
-
-    def __init__(self, message: str, allow: str) -> None:
-        super().__init__(message)
-        self.allow = allow
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Allow": self.allow}
 
 
 class TooLarge(BadRequest):
@@ -108,6 +93,7 @@ class Unavailable(MLServerlessError):
 
     @property
     def headers(self) -> Mapping[str, str]:
+        """When to try again."""
         return {"Retry-After": str(self.retry_after)}
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import orjson
 
 from mlserverless.errors import BadRequest, MLServerlessError, TooLarge
-from mlserverless.wire import JSON
+from mlserverless.protocol import JSON
 
 Event = dict[str, Any]
 Answer = dict[str, Any]

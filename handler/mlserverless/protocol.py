@@ -19,6 +19,8 @@ DATATYPES: Final = (
 )  # fmt: skip
 
 BINARY_HEADER: Final = "Inference-Header-Content-Length"
+JSON: Final = "application/json"
+OCTETS: Final = "application/octet-stream"
 
 
 class Raw(NamedTuple):

@@ -47,6 +47,7 @@ class Entry:
 
     @property
     def state(self) -> ModelState:
+        """Its line of the index: ready unless something is known to stand against it."""
         settings = self.settings
         reason = settings.problem or (str(self.failure) if self.failure else "")
         if self.unloaded:
@@ -121,16 +122,14 @@ class Registry:
 
     def _load(self, entry: Entry) -> Model:
         settings = entry.settings
-        try:
-            if settings.problem:
-                raise ModelLoadError(settings.problem)
-            from mlserverless import runtime  # noqa: PLC0415 - numpy, which INIT must not pay
+        from mlserverless import runtime  # noqa: PLC0415 - numpy, which INIT must not pay
 
+        try:
             model = runtime.load(self._repository.fetch(settings), settings, self._settings)
         except ModelLoadError as error:
             failure = ModelLoadError(f"Model {quote(settings.name)} failed to load: {error}")
             entry.failure, entry.failed_at = failure, time.monotonic()
-            log.error("%s", failure)
+            log.error("%s", failure)  # noqa: TRY400 - the sentence says it all
             raise failure from error
         entry.failure = None
         return model
@@ -167,7 +166,7 @@ class Registry:
                 try:
                     self.get(entry)
                 except MLServerlessError as error:
-                    log.error("%s", error)
+                    log.error("%s", error)  # noqa: TRY400 - the sentence says it all
 
     def unready(self) -> str | None:
         """Why this server is not ready, or None: the repository must be readable."""
@@ -210,5 +209,3 @@ def _rank(version: str | None) -> tuple[int, int, str]:
     if version.isascii() and version.isdigit() and len(version) < 20:
         return (1, int(version), "")
     return (0, 0, version)
-
-

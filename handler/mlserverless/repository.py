@@ -66,6 +66,9 @@ class _Sources:
         self.s3 = S3()
 
     def fetch(self, model: ModelSettings) -> Artefact:
+        """What the model's `uri` names, wherever that is; see Repository."""
+        if model.problem:
+            raise ModelLoadError(model.problem)
         base, uri = model.location, model.uri or ""
         if uri.startswith(_S3) or os.path.isabs(uri):
             target = uri
@@ -110,6 +113,7 @@ class FolderRepository(_Sources):
         self.root = os.path.abspath(root)
 
     def models(self) -> list[ModelSettings]:
+        """What was found, else the one model that the environment describes."""
         found = list(self._found())
         if not found:
             alone = ModelSettings.from_environment(self.root)
@@ -144,6 +148,7 @@ class S3Repository(_Sources):
         self.prefix = f"{prefix}/" if prefix else ""
 
     def models(self) -> list[ModelSettings]:
+        """What lies under the prefix now: one listing, then every settings file at once."""
         keys = [
             key
             for key in self.s3.keys(self.bucket, self.prefix)
@@ -279,4 +284,3 @@ _FOR_GOOD: Final[dict[str, str]] = {
     "PermanentRedirect": _REGION,
     "AuthorizationHeaderMalformed": _REGION,
 }
-

@@ -47,7 +47,7 @@ class Model:
         self.estimator = estimator
         self.settings = settings
         self.body_limit = body_limit
-        names = METHODS
+        names: tuple[str, ...] = METHODS
         own = settings.predict_fn
         if own is not None and own not in METHODS and not own.startswith("_"):
             names = (*METHODS, own)

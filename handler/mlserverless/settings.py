@@ -1,4 +1,4 @@
-"""What the owner of the server decided: `MLSERVER_*` variables, `settings.json`, `model-settings.json`.
+"""What the owner decided: `MLSERVER_*` variables, `settings.json`, `model-settings.json`.
 
 Names, types and precedence are MLServer's (a file wins over the environment, the
 environment over the default); fields that mean nothing here are ignored, not refused.
@@ -241,9 +241,13 @@ class _ModelReader:
         implementation = self.read("implementation", _optional_text)
         problem = None
         if implementation is None:
-            problem = f"{MODEL_SETTINGS_FILE} names no implementation; this server runs {IMPLEMENTATION}"
+            problem = (
+                f"{MODEL_SETTINGS_FILE} names no implementation; this server runs {IMPLEMENTATION}"
+            )
         elif implementation != IMPLEMENTATION:
-            problem = f"implementation {quote(implementation)} is not served here, {IMPLEMENTATION} is"
+            problem = (
+                f"implementation {quote(implementation)} is not served here, {IMPLEMENTATION} is"
+            )
         return ModelSettings(
             name=name,
             location=location,

@@ -18,6 +18,8 @@ from mlserverless.errors import BadRequest, TooLarge, UnsupportedEncoding, quote
 from mlserverless.protocol import (
     BINARY_HEADER,
     DATATYPES,
+    JSON,
+    OCTETS,
     InferenceRequest,
     InferenceResponse,
     JSONObject,
@@ -30,8 +32,6 @@ from mlserverless.protocol import (
 MAX_OUTPUTS: Final = 100
 MAX_MEMBERS: Final = 16  # of one gzip body; each costs a copy of what follows it
 GZIP_FROM: Final = 500  # bytes; below it compression costs more than it saves
-JSON: Final = "application/json"
-OCTETS: Final = "application/octet-stream"
 
 _GZIP: Final = zlib.MAX_WBITS | 16
 _WINDOWS: Final[Mapping[str, tuple[int, ...]]] = {
