@@ -17,7 +17,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_SYSTEM_CERTS ?= 1
 export SAM_CLI_TELEMETRY ?= 0
 
-.PHONY: help setup serve models test check build lock clean
+.PHONY: help setup models serve test gates check build lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -45,7 +45,22 @@ models: setup $(MODELS) ## train the models under models/ whose artefact is miss
 	@$(BIN)/python $<
 
 serve: setup models ## train the digits model, serve it on 127.0.0.1:8080, send a first request; Ctrl-C ends it
-	@python models/mnist-svm/ask.py & exec mlserverless start models/mnist-svm
+	@python models/mnist-svm/ask.py http://127.0.0.1:$${MLSERVER_HTTP_PORT:-8080} & exec mlserverless start models/mnist-svm
+
+test: setup models ## run the tests, with branch coverage
+	@pytest --cov --cov-report=term-missing
+
+gates: setup ## lint, types, floors: everything that needs no run
+	@ruff check .
+	@ruff format --check .
+	@mypy
+	@lint-imports --no-logo
+
+check: gates test ## everything that must hold before a commit
+
+clean: ## remove everything that is built
+	@rm -rf $(VENV) .aws-sam build .hypothesis .*_cache .coverage $(MODELS)
+	@find handler -name '*.egg-info' -prune -exec rm -rf {} +
 
 lock: $(READY) ## pin the newest allowed versions anew
 	$(LOCK) requirements/dev.in -o requirements/dev.txt --upgrade

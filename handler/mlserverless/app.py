@@ -262,9 +262,11 @@ def _tensor(tensor: TensorMetadata) -> dict[str, Any]:
 
 
 def _state(state: ModelState) -> dict[str, Any]:
+    spelled = {"name": state.name}
+    if state.version is not None:
+        spelled["version"] = state.version
     return {
-        "name": state.name,
-        "version": state.version,
+        **spelled,
         "state": "READY" if state.ready else "UNAVAILABLE",
         "reason": state.reason,
     }

@@ -89,3 +89,7 @@ def _listen(host: str, port: int) -> socket.socket:
         why = error.strerror if isinstance(error, OSError) else "ports end at 65535"
         raise SettingsError(f"cannot listen on {host}:{port}: {why}") from error
     return listener
+
+
+if __name__ == "__main__":
+    sys.exit(main())

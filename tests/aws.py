@@ -1,0 +1,78 @@
+"""A real S3 API for tests: moto's server on real sockets, every request counted.
+
+A fault can be put before it, to answer as S3 does on a bad day.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import boto3
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",  # noqa: S105 - moto asks for some
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+BUCKET = "models-of-the-team"
+
+
+class _Quiet(WSGIRequestHandler):
+    def log(self, *_: Any) -> None:
+        """Say nothing: the tests count for themselves."""
+
+
+class S3Server:
+    """`asked` holds every request as `METHOD /path`; `fault` a status and S3's code for it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.fault: tuple[int, str] | None = None
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=_Quiet)
+        self.url = f"http://127.0.0.1:{self._server.port}"
+        self.environment = {"AWS_ENDPOINT_URL_S3": self.url, **CREDENTIALS}
+
+    def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        """Answer one request: the fault if there is one, else what moto says."""
+        self.asked.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
+        if self.fault is not None:
+            status, code = self.fault
+            start(f"{status} {code}", [("Content-Type", "application/xml")])
+            return [f"<Error><Code>{code}</Code><Message>planted</Message></Error>".encode()]
+        answer: Iterable[bytes] = self._moto(environ, start)
+        return answer
+
+    @contextmanager
+    def running(self) -> Iterator[S3Server]:
+        """Serve until the block ends."""
+        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            self._server.server_close()
+            thread.join()
+
+    def client(self) -> Any:
+        """boto3's own client for this server."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            region_name=CREDENTIALS["AWS_DEFAULT_REGION"],
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",  # noqa: S106 - moto asks for some
+        )
+
+    def put(self, key: str, body: bytes, bucket: str = BUCKET) -> None:
+        """Store one object, its bucket too."""
+        client = self.client()
+        client.create_bucket(Bucket=bucket)
+        client.put_object(Bucket=bucket, Key=key, Body=body)
+        client.close()

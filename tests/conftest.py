@@ -1,0 +1,62 @@
+"""What several rooms' tests stand on: the documented model, an S3 server, a model maker."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pytest
+from aws import S3Server
+
+ROOT = Path(__file__).parent.parent
+IMPLEMENTATION = "mlserver_sklearn.SKLearnModel"
+
+MakeModel = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def digits() -> Path:
+    """The folder of the documented digits model, trained by `make models`."""
+    folder = ROOT / "models" / "mnist-svm"
+    assert (folder / "mnist-svm.joblib").exists(), "run `make models` first, or `make test`"
+    return folder
+
+
+@pytest.fixture
+def repository(tmp_path: Path, digits: Path) -> Path:
+    """A fresh repository with the digits model alone."""
+    root = tmp_path / "repository"
+    shutil.copytree(digits, root / "mnist-svm", ignore=shutil.ignore_patterns("*.py"))
+    return root
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> MakeModel:
+    """Put an estimator (or any object, or bytes) into the repository as a model."""
+
+    def make(name: str, artefact: Any, /, **settings: Any) -> Path:
+        folder = tmp_path / "repository" / name
+        folder.mkdir(parents=True)
+        parameters = {"uri": "./model.joblib", **settings.pop("parameters", {})}
+        declared = {"name": name, "implementation": IMPLEMENTATION, "parameters": parameters}
+        (folder / "model-settings.json").write_text(json.dumps(declared | settings))
+        if isinstance(artefact, bytes):
+            (folder / "model.joblib").write_bytes(artefact)
+        elif artefact is not None:
+            joblib.dump(artefact, folder / "model.joblib")
+        return folder.parent
+
+    return make
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """An empty S3, and the environment that leads boto3 to it."""
+    with S3Server().running() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server

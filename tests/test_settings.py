@@ -1,0 +1,145 @@
+"""Settings have MLServer's names and its precedence: file, environment, default."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlserverless.errors import SettingsError
+from mlserverless.settings import ModelSettings, Settings
+
+IMPLEMENTATION = {"implementation": "mlserver_sklearn.SKLearnModel"}
+
+
+def parsed(declared: object, **environment: str) -> ModelSettings:
+    raw = declared if isinstance(declared, bytes) else json.dumps(declared).encode()
+    return ModelSettings.parse(
+        raw, location="/models/m", folder_name="folder", environment=environment
+    )
+
+
+def test_defaults_hold_where_nobody_said_anything(tmp_path: Path) -> None:
+    assert Settings() == Settings.load(str(tmp_path), {})
+
+
+def test_a_file_wins_over_the_environment_and_the_environment_over_a_doors_default(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "settings.json").write_text('{"http_port": 1, "unknown": {}}')
+    environment = {"MLSERVER_HTTP_PORT": "2", "MLSERVER_HOST": "0.0.0.0"}  # noqa: S104 - a value only
+    settings = Settings.load(str(tmp_path), environment, host="door", server_name="door")
+    assert (1, "0.0.0.0", "door") == (settings.http_port, settings.host, settings.server_name)  # noqa: S104
+
+
+@pytest.mark.parametrize("value", ["true", "True", True, "1", 1])
+def test_truth_may_be_spelled_as_the_documented_example_spells_it(
+    tmp_path: Path, value: object
+) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps({"debug": value}))
+    assert Settings.load(str(tmp_path), {}).debug is True
+
+
+@pytest.mark.parametrize(
+    ("declared", "sentence"),
+    [
+        ("[]", "settings.json must be a JSON object"),
+        ("{", "settings.json is not valid JSON"),
+        ('{"debug": "maybe"}', "settings.json: debug must be true or false, not maybe"),
+        ('{"http_port": -1}', "settings.json: http_port must be a whole number, not -1"),
+        ('{"http_port": "x"}', "settings.json: http_port must be a whole number, not x"),
+        ('{"host": 1}', "settings.json: host must be a string"),
+        ('{"model_control_mode": "x"}', "settings.json: model_control_mode must be one of"),
+    ],
+)
+def test_a_setting_that_cannot_be_understood_is_named(
+    tmp_path: Path, declared: str, sentence: str
+) -> None:
+    (tmp_path / "settings.json").write_text(declared)
+    with pytest.raises(SettingsError, match=sentence):
+        Settings.load(str(tmp_path), {})
+
+
+def test_a_settings_file_that_cannot_be_read_is_an_error_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").mkdir()
+    with pytest.raises(SettingsError, match=r"settings\.json cannot be read"):
+        Settings.load(str(tmp_path), {})
+
+
+def test_the_documented_model_settings_are_read() -> None:
+    settings = parsed(
+        {
+            "name": "mnist-svm",
+            **IMPLEMENTATION,
+            "parameters": {"uri": "./mnist-svm.joblib", "version": "v0.1.0"},
+        }
+    )
+    assert ("mnist-svm", "./mnist-svm.joblib", "v0.1.0", None) == (
+        settings.name,
+        settings.uri,
+        settings.version,
+        settings.problem,
+    )
+
+
+def test_a_nameless_model_is_called_as_its_folder() -> None:
+    assert parsed(IMPLEMENTATION).name == "folder"
+
+
+def test_variables_fill_in_what_the_file_leaves_out() -> None:
+    settings = parsed(
+        {**IMPLEMENTATION, "parameters": {"uri": "./a"}},
+        MLSERVER_MODEL_URI="./b",
+        MLSERVER_MODEL_VERSION="7",
+        MLSERVER_MODEL_EXTRA='{"predict_fn": "predict_proba"}',
+    )
+    assert ("./a", "7", "predict_proba") == (settings.uri, settings.version, settings.predict_fn)
+
+
+def test_variables_alone_can_describe_a_model() -> None:
+    environment = {
+        "MLSERVER_MODEL_NAME": "alone",
+        "MLSERVER_MODEL_IMPLEMENTATION": "mlserver_sklearn.SKLearnModel",
+        "MLSERVER_MODEL_URI": "/models/alone.joblib",
+    }
+    alone = ModelSettings.from_environment("/", environment)
+    assert alone is not None
+    assert ("alone", "/models/alone.joblib", None) == (alone.name, alone.uri, alone.problem)
+    assert ModelSettings.from_environment("/", {}) is None
+
+
+TENSOR = {"name": "x", "datatype": "FP32", "shape": [-1, 4]}
+
+
+@pytest.mark.parametrize(
+    ("declared", "problem"),
+    [
+        (b"{", "model-settings.json is not valid JSON"),
+        ([], "model-settings.json must be a JSON object"),
+        ({"name": 1}, "model-settings.json: name must be a string"),
+        ({}, "model-settings.json names no implementation"),
+        (
+            {"implementation": "mlserver_xgboost.XGBoostModel"},
+            "mlserver_xgboost.XGBoostModel is not",
+        ),
+        ({"parameters": []}, "parameters must be an object"),
+        ({"versions": "1"}, "versions must be a list of strings"),
+        ({"versions": [1]}, "versions must be a string"),
+        ({"inputs": {}}, "inputs must be a list"),
+        ({"inputs": [1]}, "inputs must be a list of objects"),
+        ({"inputs": [{**TENSOR, "datatype": "FP8"}]}, "datatype must be one of"),
+        ({"inputs": [{**TENSOR, "shape": 4}]}, "shape must be a list of whole numbers"),
+        ({"inputs": [{**TENSOR, "parameters": 4}]}, "inputs.parameters must be an object"),
+        ({"parameters": {"extra": {"sha256": 1}}}, "parameters.extra.sha256 must be a string"),
+    ],
+)
+def test_a_broken_file_is_a_model_with_a_problem_never_an_error(
+    declared: Any, problem: str
+) -> None:
+    assert problem in (parsed(declared).problem or "")
+
+
+def test_a_variable_that_is_no_json_is_named() -> None:
+    settings = parsed(IMPLEMENTATION, MLSERVER_MODEL_INPUTS="x")
+    assert settings.problem == "MLSERVER_MODEL_INPUTS is not valid JSON"
