@@ -16,6 +16,7 @@ LOCK    := uv pip compile --quiet --universal --python-version 3.11 --fork-strat
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_SYSTEM_CERTS ?= 1
 export SAM_CLI_TELEMETRY ?= 0
+export ARCHITECTURE ?= x86_64
 
 .PHONY: help setup models serve test gates check build lock clean
 
@@ -55,12 +56,16 @@ gates: setup ## lint, types, floors: everything that needs no run
 	@ruff format --check .
 	@mypy
 	@lint-imports --no-logo
+	@sam validate
 
 check: gates test ## everything that must hold before a commit
 
 clean: ## remove everything that is built
 	@rm -rf $(VENV) .aws-sam build .hypothesis .*_cache .coverage $(MODELS)
 	@find handler -name '*.egg-info' -prune -exec rm -rf {} +
+
+build: setup models ## build the function and its layers for Lambda, as `sam build` does (ARCHITECTURE=arm64)
+	@sam build --parameter-overrides Architecture=$(ARCHITECTURE)
 
 lock: $(READY) ## pin the newest allowed versions anew
 	$(LOCK) requirements/dev.in -o requirements/dev.txt --upgrade

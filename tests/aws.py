@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import boto3
-from moto.server import DomainDispatcherApplication, create_backend_app
+import requests
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
-    "AWS_SECRET_ACCESS_KEY": "testing",  # noqa: S105 - moto asks for some
+    "AWS_SECRET_ACCESS_KEY": "testing",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 BUCKET = "models-of-the-team"
@@ -54,6 +55,9 @@ class S3Server:
         thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         thread.start()
         try:
+            # moto keeps its buckets in the process, whichever server made them
+            requests.post(f"{self.url}/moto-api/reset", timeout=10)
+            self.asked.clear()
             yield self
         finally:
             self._server.shutdown()

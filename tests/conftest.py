@@ -10,6 +10,7 @@ from typing import Any
 
 import joblib
 import pytest
+
 from aws import S3Server
 
 ROOT = Path(__file__).parent.parent

@@ -11,6 +11,7 @@ import orjson
 import pandas as pd
 import pytest
 import scipy.sparse
+
 from mlserverless import codec, wire
 from mlserverless.errors import BadRequest, MLServerlessError, TooLarge
 from mlserverless.protocol import (
@@ -368,7 +369,7 @@ def test_a_table_is_one_output_a_column() -> None:
             "truth": pd.array([True, False], "boolean"),
             "text": ["a", None],
             "raw": [b"a", b"b"],
-            "day": pd.to_datetime(["2022-01-01", None]),
+            "day": [pd.Timestamp("2022-01-01"), pd.NaT],
             "json": [{"a": 1}, [2]],
         }
     )

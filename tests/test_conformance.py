@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from conformance.models import train
 from doors import Door, http_api, local_server, over_http, rest_api, through
 from mlserverless import main
@@ -88,9 +89,7 @@ def compared(transcript: dict[str, Any], expected: Any, found: Any) -> list[str]
         return []
     if isinstance(expected, list):
         # an index comes in no particular order, and we give reasons where MLServer has none
-        return differences(
-            *(sorted(map(without_reason, each), key=json.dumps) for each in (expected, found))
-        )
+        return differences(states(expected), states(found))
     if transcript["method"] == "GET" and "platform" in expected:
         # what MLServer leaves empty is filled in from the estimator
         expected = {key: value for key, value in expected.items() if value not in ("", [])}
@@ -102,8 +101,9 @@ def compared(transcript: dict[str, Any], expected: Any, found: Any) -> list[str]
     return differences(expected, found)
 
 
-def without_reason(state: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in state.items() if key != "reason"}
+def states(index: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    bare = [{key: state[key] for key in state if key != "reason"} for state in index]
+    return sorted(bare, key=json.dumps)
 
 
 @pytest.mark.parametrize(

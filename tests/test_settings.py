@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mlserverless.errors import SettingsError
 from mlserverless.settings import ModelSettings, Settings
 

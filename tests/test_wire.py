@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+
 from mlserverless import wire
 from mlserverless.errors import BadRequest, TooLarge, UnsupportedEncoding
 from mlserverless.protocol import InferenceResponse, Raw, ResponseOutput

@@ -116,7 +116,7 @@ def request_id(context: object) -> str:
 
 async def _refused(request: Request, error: Any) -> Response:
     """What the router refuses: no such route, or another method."""
-    path, method = quote(request.url.path), quote(request.method)
+    path, method = quote(request.scope["path"]), quote(request.method)
     sentence = f"there is no route {path}"
     if error.status_code == 405:
         sentence = f"{path} does not take {method}"

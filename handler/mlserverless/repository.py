@@ -100,8 +100,9 @@ def _open_any(target: str) -> Artefact | None:
             return Artefact(os.path.basename(path), open(path, "rb"))
         except FileNotFoundError:
             continue
-        except OSError as error:
-            raise ModelLoadError(f"its artefact cannot be read: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else "its uri is no path"
+            raise ModelLoadError(f"its artefact cannot be read: {why}") from error
     return None
 
 
@@ -233,7 +234,7 @@ class S3:
                     retries={"mode": "standard", "total_max_attempts": 3},
                     max_pool_connections=_LISTING_THREADS,
                 )
-                self._client = boto3.client("s3", config=config)
+                self._client = boto3.Session().client("s3", config=config)
             return self._client
 
 

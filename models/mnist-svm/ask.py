@@ -1,6 +1,6 @@
 """Ask the served model for the last digit, as the scikit-learn example of MLServer's docs does.
 
-    python models/mnist-svm/ask.py [http://host:port]
+python models/mnist-svm/ask.py [http://host:port]
 """
 
 import sys

@@ -175,12 +175,12 @@ def texts_and_oddities(shelf: Shelf) -> None:
         "good great excellent", "bad awful poor", "great nice good",
         "poor terrible bad", "excellent nice", "awful terrible",
     ]  # fmt: skip
-    for name, labels, settings in (
-        ("text-clf", [1, 0] * 3, {}),
-        ("text-clf-meta", ["pos", "neg"] * 3, {"content_type": "str"}),
-    ):
-        pipeline = make_pipeline(TfidfVectorizer(), LogisticRegression())
-        shelf.put(name, pipeline.fit(documents, labels), **settings)
+
+    def fitted(labels: list[Any]) -> Any:
+        return make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(documents, labels)
+
+    shelf.put("text-clf", fitted([1, 0] * 3))
+    shelf.put("text-clf-meta", fitted(["pos", "neg"] * 3), content_type="str")
     shelf.put("echo", FunctionTransformer(), extra=TRANSFORM)
     shelf.put("cholesky", FunctionTransformer(np.linalg.cholesky), extra=TRANSFORM)
 

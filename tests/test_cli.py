@@ -1,0 +1,95 @@
+"""`mlserverless start DIR`: the documented folder, one line for what goes wrong, status 2."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import MakeModel
+from doors import local_server, over_http
+from mlserverless import cli
+
+
+@pytest.mark.parametrize("folder", ["mnist-svm", "."])
+def test_a_models_folder_and_the_folder_above_it_both_work(digits: Path, folder: str) -> None:
+    with local_server(digits.parent / folder) as url:
+        ready = over_http(url)("GET", "/v2/models/mnist-svm/versions/v0.1.0/ready")
+    assert (200, {"name": "mnist-svm", "ready": True}) == (ready.status, ready.json)
+
+
+def test_a_model_that_cannot_be_served_is_said_and_the_rest_is_served(
+    make_model: MakeModel,
+) -> None:
+    root = make_model("m", b"", implementation="other.Runtime")
+    command = [sys.executable, "-m", "mlserverless.cli", "start", str(root)]
+    with subprocess.Popen(
+        command, env={"MLSERVER_HTTP_PORT": "0"}, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        said = [server.stdout.readline() for _ in range(2)]
+        server.terminate()
+    assert "serving 1 model(s)" in said[0]
+    assert "m cannot be served: implementation other.Runtime is not served here" in said[1]
+
+
+def test_a_folder_that_is_not_there_is_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert 2 == cli.main(["start", "NOWHERE"])
+    assert "mlserverless: NOWHERE is no folder\n" == capsys.readouterr().err
+
+
+def test_a_busy_port_is_one_line_and_status_2(
+    digits: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        monkeypatch.setenv("MLSERVER_HTTP_PORT", str(port))
+        assert 2 == cli.main(["start", str(digits)])
+    said = capsys.readouterr().err
+    assert f"mlserverless: cannot listen on 127.0.0.1:{port}: Address already in use\n" == said
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("MLSERVER_HTTP_PORT", "70000", "ports end at 65535"),
+        ("MLSERVER_HTTP_PORT", "x", "MLSERVER_HTTP_PORT must be a whole number, not x"),
+        ("MLSERVER_HOST", "::bad::", "cannot listen on ::bad:::"),
+    ],
+)
+def test_a_setting_that_cannot_hold_is_one_line_and_status_2(
+    digits: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    said: str,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert 2 == cli.main(["start", str(digits)])
+    error = capsys.readouterr().err
+    assert said in error
+    assert 1 == error.count("\n")
+
+
+def test_ctrl_c_ends_the_server_cleanly(digits: Path) -> None:
+    command = [sys.executable, "-m", "mlserverless.cli", "start", str(digits)]
+    with subprocess.Popen(
+        command,
+        env={"MLSERVER_HTTP_PORT": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().split()[-1]
+        assert 200 == over_http(url)("GET", "/v2/health/live").status
+        server.send_signal(2)
+        _, errors = server.communicate(timeout=30)
+    assert 0 == server.returncode
+    assert "Traceback" not in errors

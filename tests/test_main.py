@@ -1,0 +1,160 @@
+"""The door to Lambda: whole events in, whole answers out, nothing raised, little imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from aws import BUCKET, S3Server
+from conftest import ROOT
+from mlserverless import main
+from mlserverless.settings import Settings
+
+EVENTS = sorted((ROOT / "events").glob("*.json"))
+PREDICTED = {
+    "model_name": "mnist-svm",
+    "model_version": "v0.1.0",
+    "id": "the-last-digit",
+    "parameters": {},
+    "outputs": [
+        {
+            "name": "predict",
+            "shape": [1, 1],
+            "datatype": "INT64",
+            "parameters": {"content_type": "np"},
+            "data": [8],
+        }
+    ],
+}
+CONTEXT = SimpleNamespace(aws_request_id="c6af9ac6-7b61-11e6-9a41-93e8deadbeef")
+
+
+def event(name: str) -> Any:
+    return json.loads((ROOT / "events" / f"{name}.json").read_text())
+
+
+@pytest.fixture
+def door(digits: Path) -> main.Door:
+    return main.Door(Settings(model_repository_root=str(digits.parent)))
+
+
+@pytest.mark.parametrize("name", [path.stem for path in EVENTS])
+def test_every_sort_of_event_gets_a_whole_answer(door: main.Door, name: str) -> None:
+    answer = door(event(name), CONTEXT)
+    assert 200 == answer["statusCode"]
+    assert isinstance(answer["body"], str)
+    if name.endswith("-infer"):
+        assert PREDICTED == json.loads(answer["body"])
+
+
+def test_each_gateway_gets_the_shape_that_it_reads(door: main.Door) -> None:
+    def keys(name: str) -> set[str]:
+        return set(door(event(name), CONTEXT))
+
+    plain = {"statusCode", "headers", "body", "isBase64Encoded"}
+    assert plain == keys("http-api-infer") == keys("function-url-infer") == keys("alb-infer")
+    assert plain | {"multiValueHeaders"} == keys("rest-api-infer")
+    many = door(event("alb-multi-value-infer"), CONTEXT)
+    assert ["application/json"] == many["multiValueHeaders"]["content-type"]
+
+
+@pytest.mark.parametrize("hostile", [None, {}, [], 7, "x", {"requestContext": {"http": {}}}])
+def test_the_door_answers_whatever_comes(door: main.Door, hostile: Any) -> None:
+    answer = door(hostile, None)
+    assert (400, ["error"]) == (answer["statusCode"], list(json.loads(answer["body"])))
+
+
+def test_what_mangum_itself_raises_is_a_500_with_the_request_id(
+    door: main.Door, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError(CONTEXT.aws_request_id[::-1])
+
+    monkeypatch.setattr(door, "mangum", broken)
+    answer = door(event("http-api-infer"), CONTEXT)
+    assert 500 == answer["statusCode"]
+    assert CONTEXT.aws_request_id in answer["body"]
+    assert CONTEXT.aws_request_id in caplog.text
+    assert CONTEXT.aws_request_id[::-1] not in answer["body"] + caplog.text
+
+
+def test_a_body_that_is_no_base64_is_refused(door: main.Door) -> None:
+    answer = door({**event("http-api-infer"), "isBase64Encoded": True}, CONTEXT)
+    assert 400 == answer["statusCode"]
+
+
+def test_settings_that_cannot_be_understood_are_said_on_every_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLSERVERLESS_MODEL_CONTROL_MODE", "sometimes")
+    answer = main._open()(event("http-api-infer"), CONTEXT)  # noqa: SLF001 - what import calls
+    assert 500 == answer["statusCode"]
+    assert "MLSERVERLESS_MODEL_CONTROL_MODE" in answer["body"]
+
+
+def fresh(code: str, **environment: str) -> Any:
+    """What a fresh interpreter prints as JSON; it has no credentials and no network to use."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(ROOT / "handler"), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+LATE = ("sklearn", "scipy", "numpy", "joblib", "pandas", "boto3", "botocore", "uvicorn")
+
+
+def test_importing_the_handler_imports_nothing_heavy_and_touches_no_network(
+    s3: S3Server,
+) -> None:
+    code = (
+        "import json, socket, sys\n"
+        "def refuse(*_): raise SystemExit('a socket was opened')\n"
+        "socket.socket.connect = refuse\n"
+        "from mlserverless.main import handler\n"
+        f"print(json.dumps([name for name in {LATE!r} if name in sys.modules]))\n"
+    )
+    root = f"s3://{BUCKET}"
+    assert [] == fresh(code, MLSERVER_MODEL_REPOSITORY_ROOT=root, **s3.environment)
+    assert [] == s3.asked
+
+
+def test_the_first_request_loads_the_model_from_s3_and_the_second_asks_nothing(
+    s3: S3Server, digits: Path
+) -> None:
+    for file in ("model-settings.json", "mnist-svm.joblib"):
+        s3.put(f"models/mnist-svm/{file}", (digits / file).read_bytes())
+    s3.asked.clear()
+    door = main.Door(Settings(model_repository_root=f"s3://{BUCKET}/models"))
+    assert [] == s3.asked
+    first = door(event("http-api-infer"), CONTEXT)
+    assert PREDICTED == json.loads(first["body"])
+    assert 3 == len(s3.asked), "one listing, one settings file, one artefact"
+    assert first == door(event("http-api-infer"), CONTEXT)
+    assert 3 == len(s3.asked)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "retry"),
+    [((403, "AccessDenied"), 500, None), ((503, "SlowDown"), 503, "1")],
+)
+def test_s3s_bad_days_are_a_500_or_a_503_and_the_next_request_tries_again(
+    s3: S3Server, digits: Path, fault: tuple[int, str], status: int, retry: str | None
+) -> None:
+    for file in ("model-settings.json", "mnist-svm.joblib"):
+        s3.put(f"mnist-svm/{file}", (digits / file).read_bytes())
+    door = main.Door(Settings(model_repository_root=f"s3://{BUCKET}"))
+    s3.fault = fault
+    answer = door(event("http-api-infer"), CONTEXT)
+    assert (status, retry) == (answer["statusCode"], answer["headers"].get("retry-after"))
+    s3.fault = None
+    assert 200 == door(event("http-api-infer"), CONTEXT)["statusCode"]

@@ -1,0 +1,166 @@
+"""Models in memory: each loaded once, whatever the threads; states with their reasons."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sklearn.dummy import DummyClassifier
+
+from aws import BUCKET, S3Server
+from conftest import MakeModel
+from mlserverless import registry as room
+from mlserverless.errors import ModelLoadError, NotFound, RepositoryError, Unavailable
+from mlserverless.registry import Registry
+from mlserverless.repository import open_repository
+from mlserverless.settings import Settings
+
+MODEL = DummyClassifier().fit([[0.0]], [0])
+
+
+def opened(root: object, **settings: Any) -> Registry:
+    return Registry(open_repository(str(root)), Settings(**settings))
+
+
+def states(registry: Registry) -> dict[str, tuple[bool, str]]:
+    return {state.name: (state.ready, state.reason) for state in registry.index()}
+
+
+def test_a_model_is_loaded_once_however_many_ask_at_the_same_time(
+    s3: S3Server, repository: Path
+) -> None:
+    for file in (repository / "mnist-svm").iterdir():
+        s3.put(f"mnist-svm/{file.name}", file.read_bytes())
+    s3.asked.clear()
+    registry = opened(f"s3://{BUCKET}")
+    with ThreadPoolExecutor(8) as pool:
+        models = list(pool.map(lambda _: registry.get(registry.find("mnist-svm")), range(32)))
+    assert 1 == len(set(map(id, models)))
+    assert 1 == s3.asked.count(f"GET /{BUCKET}/mnist-svm/mnist-svm.joblib")
+    assert 3 == len(s3.asked), "one listing, one settings file, one artefact"
+
+
+def test_an_unversioned_model_is_the_default_else_the_highest(make_model: MakeModel) -> None:
+    for folder, version in (("a", "9"), ("b", "10"), ("c", "beta")):
+        root = make_model(folder, MODEL, name="m", parameters={"version": version})
+    registry = opened(root)
+    assert "10" == registry.find("m").settings.version
+    assert ["beta", "9", "10"] == registry.versions("m")
+    make_model("d", MODEL, name="m")
+    assert opened(root).find("m").settings.version is None
+
+
+def test_what_is_not_there_is_named(make_model: MakeModel) -> None:
+    registry = opened(make_model("m", MODEL, parameters={"version": "1"}))
+    with pytest.raises(NotFound, match=r"^Model nope not found$"):
+        registry.find("nope")
+    with pytest.raises(NotFound, match=r"^Model m with version 2 not found$"):
+        registry.find("m", "2")
+
+
+def test_a_failed_load_is_remembered_for_a_while_and_then_tried_again(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_model("m", b"-corrupt-")
+    registry = opened(root)
+    with pytest.raises(ModelLoadError, match=r"^Model m failed to load: its artefact cannot be"):
+        registry.get(registry.find("m"))
+    shutil.rmtree(root / "m")
+    make_model("m", MODEL)
+    with pytest.raises(ModelLoadError):
+        registry.get(registry.find("m"))
+    ready, reason = states(registry)["m"]
+    assert (False, True) == (ready, "failed to load: its artefact cannot be unpickled" in reason)
+    later = time.monotonic() + room.RETRY_AFTER + 1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert registry.get(registry.find("m")).methods
+    assert {"m": (True, "")} == states(registry)
+
+
+def test_a_passing_failure_is_tried_again_by_the_next_request(
+    s3: S3Server, repository: Path
+) -> None:
+    for file in (repository / "mnist-svm").iterdir():
+        s3.put(f"mnist-svm/{file.name}", file.read_bytes())
+    registry = opened(f"s3://{BUCKET}")
+    s3.fault = (503, "SlowDown")
+    with pytest.raises(Unavailable):
+        registry.find("mnist-svm")
+    assert "S3 cannot answer" in (registry.unready() or "")
+    s3.fault = None
+    entry = registry.find("mnist-svm")
+    s3.fault = (503, "SlowDown")
+    with pytest.raises(Unavailable):
+        registry.get(entry)
+    s3.fault = None
+    assert registry.get(entry).methods
+
+
+def test_a_repository_that_cannot_be_read_is_never_a_model_not_found(tmp_path: Path) -> None:
+    registry = opened(tmp_path / "nowhere")
+    with pytest.raises(RepositoryError):
+        registry.find("m")
+    assert "cannot be read" in (registry.unready() or "")
+
+
+def test_a_broken_model_says_why_and_the_others_go_on_serving(make_model: MakeModel) -> None:
+    make_model("empty", None)
+    make_model("other", MODEL, implementation="mlserver_xgboost.XGBoostModel")
+    registry = opened(make_model("good", MODEL))
+    for name in ("empty", "other"):
+        with pytest.raises(ModelLoadError):
+            registry.get(registry.find(name))
+    assert registry.get(registry.find("good")).methods
+    found = states(registry)
+    assert (True, "") == found["good"]
+    assert "model.joblib, is not in the repository" in found["empty"][1]
+    assert "mlserver_xgboost.XGBoostModel is not served here" in found["other"][1]
+
+
+def test_unload_forgets_a_model_until_it_is_loaded_again(make_model: MakeModel) -> None:
+    registry = opened(make_model("m", MODEL))
+    before = registry.get(registry.find("m"))
+    registry.unload("m")
+    for ask in (lambda: registry.find("m"), lambda: registry.unload("m")):
+        with pytest.raises(NotFound):
+            ask()
+    assert {"m": (False, "unloaded")} == states(registry)
+    registry.load("m")
+    assert before is not registry.get(registry.find("m"))
+    with pytest.raises(NotFound):
+        registry.load("nope")
+
+
+def test_a_load_that_fails_leaves_the_old_model_serving(make_model: MakeModel) -> None:
+    root = make_model("m", MODEL)
+    registry = opened(root)
+    before = registry.get(registry.find("m"))
+    (root / "m" / "model.joblib").write_bytes(b"-corrupt-")
+    with pytest.raises(ModelLoadError):
+        registry.load("m")
+    assert before is registry.get(registry.find("m"))
+
+
+def test_an_index_shows_what_lies_there_now(make_model: MakeModel) -> None:
+    registry = opened(make_model("a", MODEL))
+    loaded = registry.get(registry.find("a"))
+    make_model("b", MODEL)
+    assert {"a", "b"} == set(states(registry))
+    assert loaded is registry.get(registry.find("a"))
+
+
+def test_a_preloaded_server_is_ready_when_every_model_is(make_model: MakeModel) -> None:
+    root = make_model("good", MODEL)
+    registry = opened(root, load_models_at_startup=True)
+    registry.load_all()
+    assert registry.unready() is None
+    registry.unload("good")
+    assert "model good is not loaded" == registry.unready()
+    make_model("bad", b"-corrupt-")
+    registry = opened(root, load_models_at_startup=True)
+    registry.load_all()
+    assert "model bad is not loaded" == registry.unready()
