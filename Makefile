@@ -11,6 +11,8 @@ MODELS  := $(foreach folder,$(patsubst %/train.py,%,$(wildcard models/*/train.py
 PINS    := requirements/uv.txt requirements/dev.txt
 LOCK    := uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
            --no-emit-index-url --generate-hashes --no-annotate --no-header
+# uv asks the registry that pip is configured for, and no other
+INDEX    = $$(python -m pip config list | sed -n "s/^[a-z:]*\.index-url='\(.*\)'/UV_DEFAULT_INDEX=\1/p" | tail -1)
 
 # The workshop's own tools come first; uv trusts the certificates that the system trusts.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -18,7 +20,7 @@ export UV_SYSTEM_CERTS ?= 1
 export SAM_CLI_TELEMETRY ?= 0
 export ARCHITECTURE ?= x86_64
 
-.PHONY: help setup models serve test gates check build lock clean
+.PHONY: help setup models serve test gates check bench build lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,11 +33,8 @@ $(READY): $(PINS) pyproject.toml
 	@echo "setup: .venv with $$($(PYTHON) --version), dependencies pinned by hash in requirements/"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	@# uv asks the registry that pip is configured for, and no other
-	@index=$$($(BIN)/python -m pip config list | sed -n "s/^[a-z:]*\.index-url='\(.*\)'/\1/p" | tail -1); \
-	  [ -z "$$index" ] || export UV_DEFAULT_INDEX="$$index"; \
-	  $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements/dev.txt
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@env $(INDEX) uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements/dev.txt
+	@uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 models: setup $(MODELS) ## train the models under models/ whose artefact is missing or old
@@ -58,6 +57,9 @@ gates: setup ## lint, types, floors: everything that needs no run
 	@lint-imports --no-logo
 	@sam validate
 
+bench: setup ## measure the request path, beside the least that a script could do
+	@python benchmarks/request_path.py
+
 check: gates test ## everything that must hold before a commit
 
 clean: ## remove everything that is built
@@ -65,10 +67,11 @@ clean: ## remove everything that is built
 	@find handler -name '*.egg-info' -prune -exec rm -rf {} +
 
 build: setup models ## build the function and its layers for Lambda, as `sam build` does (ARCHITECTURE=arm64)
-	@sam build --parameter-overrides Architecture=$(ARCHITECTURE)
+	@env $(INDEX) sam build --parameter-overrides Architecture=$(ARCHITECTURE)
 
 lock: $(READY) ## pin the newest allowed versions anew
 	$(LOCK) requirements/dev.in -o requirements/dev.txt --upgrade
 	$(LOCK) requirements/uv.in -o requirements/uv.txt --constraints requirements/dev.txt
 	$(LOCK) handler/requirements.in -o handler/requirements.txt --constraints requirements/dev.txt
 	$(LOCK) layers/sklearn/requirements.in -o layers/sklearn/requirements.txt --constraints requirements/dev.txt
+	$(LOCK) requirements/runtime.in -o requirements/runtime.txt --constraints requirements/dev.txt

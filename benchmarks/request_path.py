@@ -1,0 +1,115 @@
+"""What the request path costs, beside the least that a script could do.
+
+    make bench
+
+Each pair is measured in turns in one run; medians count. A number here is for people; what
+a user would feel as a regression is a budget in the tests.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+
+from mlserverless.main import Door
+from mlserverless.settings import Settings
+
+BODY = 5_000_000  # bytes of JSON
+SETTINGS = {"name": "m", "implementation": "mlserver_sklearn.SKLearnModel"}
+PATH = "/v2/models/m/infer"
+
+
+def event(body: bytes, **headers: str) -> dict[str, Any]:
+    """A request as an HTTP API sends it: text as text, anything else as base64."""
+    http = {"method": "POST", "path": PATH}
+    return {
+        "version": "2.0",
+        "requestContext": {"http": http},
+        "headers": headers,
+        "body": base64.b64encode(body).decode() if headers else body.decode(),
+        "isBase64Encoded": bool(headers),
+    }
+
+
+def in_turns(rounds: int, *works: Callable[[], Any]) -> list[float]:
+    """Median seconds of each, measured one after the other, round by round."""
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(rounds):
+        for work, taken in zip(works, times, strict=True):
+            start = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
+
+
+def main() -> None:
+    """Print the table that README shows."""
+    iris = load_iris()
+    model = LogisticRegression(max_iter=1000).fit(iris.data, iris.target)
+    with tempfile.TemporaryDirectory() as folder:
+        joblib.dump(model, Path(folder) / "model.joblib")
+        (Path(folder) / "model-settings.json").write_text(json.dumps(SETTINGS))
+        door = Door(Settings(model_repository_root=folder))
+
+        def ask(question: dict[str, Any]) -> None:
+            answer = door(question, None)
+            assert answer["statusCode"] == 200, answer["body"]
+
+        def tensor(rows: np.ndarray[Any, Any]) -> dict[str, Any]:
+            return {"name": "x", "shape": rows.shape, "datatype": "FP64"}
+
+        row = iris.data[:1]
+        small = event(json.dumps({"inputs": [{**tensor(row), "data": row.tolist()}]}).encode())
+        ask(small)
+        predict, one = in_turns(2000, lambda: model.predict(row), lambda: ask(small))
+
+        noise = np.random.default_rng(0).normal(scale=0.1, size=(80_000, 4))
+        rows = np.tile(iris.data, (600, 1))[:80_000] + noise
+        text = json.dumps({"inputs": [{**tensor(rows), "data": rows.tolist()}]})
+        count = len(rows) * BODY // len(text)
+        rows = rows[:count]
+        text = json.dumps({"inputs": [{**tensor(rows), "data": rows.tolist()}]})
+        size = {"binary_data_size": rows.nbytes}
+        ask_binary = {
+            "inputs": [{**tensor(rows), "parameters": size}],
+            "parameters": {"binary_data_output": True},
+        }
+        head = json.dumps(ask_binary).encode()
+        length = {"inference-header-content-length": str(len(head))}
+        binary = event(head + rows.tobytes(), **length)
+        large = event(text.encode())
+
+        def script() -> str:
+            data = np.array(json.loads(text)["inputs"][0]["data"])
+            return json.dumps({"data": model.predict(data).tolist()})
+
+        plain, as_json, as_binary = in_turns(15, script, lambda: ask(large), lambda: ask(binary))
+
+    print("| what | measured | goal |\n| --- | --- | --- |")
+    print(f"| 1 row through `handler(event)`, over `model.predict` itself | "
+          f"{(one - predict) * 1e3:.3f} ms | 0.10 ms |")  # fmt: skip
+    print(f"| {len(text) / 1e6:.0f} MB of JSON, over `json.loads + np.array + predict + json.dumps` "
+          f"| {as_json / plain:.2f} | 0.30 |")  # fmt: skip
+    print(f"| the same tensor in binary, over the same | {as_binary / plain:.3f} | 0.05 |")
+    parts = ", ".join(f"{name} {version(name)}" for name in ("scikit-learn", "numpy", "orjson"))
+    today = datetime.datetime.now(tz=datetime.UTC).date()
+    print(f"\n{today}, Python {platform.python_version()}, {parts}, {platform.machine()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

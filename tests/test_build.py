@@ -1,0 +1,93 @@
+"""What `make build` makes: small enough for Lambda, ready compiled, the same every time."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+from emulator import BUILT, built_layout, python_of_lambda
+
+LIMIT = 262_144_000  # bytes that Lambda unzips for a function and its layers
+PARTS = ("Function", "SklearnLayer", "ModelsLayer")
+UNCHECKED_HASH = 1  # the flags of a .pyc that Lambda takes without a look at its source
+
+python = python_of_lambda()
+pytestmark = pytest.mark.skipif(python is None, reason="no CPython 3.13 here to build with")
+
+
+def sizes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def digests() -> dict[str, str]:
+    files = sorted(path for part in PARTS for path in (BUILT / part).rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(BUILT)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built() -> None:
+    built_layout(python or "")
+
+
+def test_the_function_and_its_layers_fit_lambdas_limit(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    packages = {path: sizes(path) for part in PARTS for path in (BUILT / part).glob("python/*")} | {
+        BUILT / part: sizes(BUILT / part) for part in PARTS
+    }
+    with capsys.disabled():
+        for path, size in sorted(packages.items(), key=lambda item: -item[1])[:8]:
+            sys.stdout.write(f"\n  {size:>11,} bytes  {path.relative_to(BUILT)}")
+    assert sum(sizes(BUILT / part) for part in PARTS) < LIMIT
+
+
+def test_every_module_has_bytecode_of_lambdas_python_bound_to_no_timestamp() -> None:
+    magic = subprocess.run(
+        [python or "", "-c", "import importlib.util as u; print(u.MAGIC_NUMBER.hex())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    expected = bytes.fromhex(magic) + UNCHECKED_HASH.to_bytes(4, "little")
+    modules = [path for part in PARTS for path in (BUILT / part).rglob("*.py")]
+    assert len(modules) > 1000
+    for module in modules:
+        compiled = module.parent / "__pycache__" / f"{module.stem}.cpython-313.pyc"
+        assert expected == compiled.read_bytes()[:8], module
+
+
+def test_two_builds_of_one_commit_are_byte_identical() -> None:
+    first = digests()
+    subprocess.run(["make", "build"], cwd=ROOT, check=True, capture_output=True)
+    assert first == digests()
+
+
+def test_the_deployed_package_is_the_function_alone() -> None:
+    ours = {path.name for path in (BUILT / "Function" / "mlserverless").glob("*.py")}
+    source = {path.name for path in (ROOT / "handler" / "mlserverless").glob("*.py")}
+    assert source - {"cli.py"} == ours
+    assert ["mnist-svm.joblib", "model-settings.json", "settings.json"] == sorted(
+        path.name for path in (BUILT / "ModelsLayer" / "models" / "mnist-svm").iterdir()
+        if path.name != "ask.py"
+    )  # fmt: skip
+
+
+def test_a_build_without_lambdas_python_fails_with_one_line_that_says_how_to_get_it() -> None:
+    done = subprocess.run(
+        ["make", "-C", "handler", "build-Function", "PYTHON=", "ARTIFACTS_DIR=/dev/null"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert ["build: CPython 3.13 is not here; get it with: uv python install 3.13"] == said
