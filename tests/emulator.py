@@ -68,7 +68,8 @@ def source_layout() -> Layout:
     return Layout(sys.executable, (ROOT / "handler",), ROOT / "models")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
@@ -79,7 +80,7 @@ def emulator(layout: Layout, **environment: str) -> Iterator[Handler]:
     """Run the function; yields `invoke(event, context)`, to be called one at a time."""
     binary = "aws-lambda-rie-" + {"aarch64": "arm64"}.get(platform.machine(), "x86_64")
     rie = importlib.resources.files("samcli") / "local" / "rapid" / binary
-    invocations, runtime = _free_port(), _free_port()
+    invocations, runtime = free_port(), free_port()
     command = [
         str(rie),
         "--runtime-interface-emulator-address",
