@@ -21,9 +21,10 @@ define install
 	@find $(1) -type d -empty -delete
 endef
 
-# $(call compile,FOLDER,PLACE): bytecode that Lambda takes as it is; PLACE is FOLDER's path there
+# $(call compile,FOLDER,PLACE): bytecode that Lambda takes as it is; PLACE is FOLDER's path there.
+# One process and one order of hashing: what was compiled before leaves its mark in the bytes.
 define compile
-	@PYTHONHASHSEED=0 $(PYTHON) -m compileall -q -j 0 --invalidation-mode unchecked-hash \
+	@PYTHONHASHSEED=0 $(PYTHON) -m compileall -q -j 1 --invalidation-mode unchecked-hash \
 	  -s $(1) -p $(2) $(1)
 endef
 
