@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -34,6 +35,17 @@ def test_a_model_that_cannot_be_served_is_said_and_the_rest_is_served(
         server.terminate()
     assert "serving 1 model(s)" in said[0]
     assert "m cannot be served: implementation other.Runtime is not served here" in said[1]
+
+
+def test_what_is_no_http_is_refused_in_the_same_form(digits: Path) -> None:
+    with local_server(digits) as url:
+        address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        with socket.create_connection(address, timeout=10) as connection:
+            connection.sendall(b"no http at all\r\n\r\n")
+            head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head
+    assert ["error"] == list(json.loads(body))
 
 
 def test_a_folder_that_is_not_there_is_one_line_and_status_2(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,6 +84,22 @@ def test_what_mangum_itself_raises_is_a_500_with_the_request_id(
     assert CONTEXT.aws_request_id in answer["body"]
     assert CONTEXT.aws_request_id in caplog.text
     assert CONTEXT.aws_request_id[::-1] not in answer["body"] + caplog.text
+
+
+def test_the_door_may_be_used_from_any_thread_and_within_a_running_loop(door: main.Door) -> None:
+    async def inside() -> Any:
+        return door(event("http-api-infer"), CONTEXT)
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: door(event("http-api-infer"), CONTEXT), range(20)))
+    assert [PREDICTED] * 21 == [
+        json.loads(each["body"]) for each in [*answers, asyncio.run(inside())]
+    ]
+
+
+def test_what_would_wait_behind_the_door_is_an_error_not_a_hang(door: main.Door) -> None:
+    with pytest.raises(RuntimeError, match="waited"):
+        door.loop.run_until_complete(asyncio.sleep(0))
 
 
 def test_a_body_that_is_no_base64_is_refused(door: main.Door) -> None:

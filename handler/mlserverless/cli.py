@@ -15,10 +15,12 @@ from contextlib import suppress
 from dataclasses import replace
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from mlserverless import __version__
+from mlserverless import __version__, wire
 from mlserverless.app import create_app
 from mlserverless.errors import SettingsError
+from mlserverless.protocol import JSON
 from mlserverless.registry import Registry
 from mlserverless.repository import open_repository
 from mlserverless.settings import Settings
@@ -61,7 +63,7 @@ def _start(folder: str) -> int:
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(registry, settings, threads=True),
-            http="httptools",
+            http=_Http,
             loop="uvloop",
             lifespan="off",
             ws="none",
@@ -74,6 +76,17 @@ def _start(folder: str) -> int:
     with suppress(KeyboardInterrupt):  # uvicorn has shut down and hands Ctrl-C on
         server.run(sockets=[listener])
     return 0
+
+
+class _Http(HttpToolsProtocol):
+    """uvicorn's protocol, with our form for what is no HTTP at all."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Say so in JSON and hang up."""
+        body = wire.encode_json({"error": msg})
+        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {JSON}\r\nconnection: close\r\n"
+        self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        self.transport.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:
