@@ -12,6 +12,7 @@ import joblib
 import pytest
 
 from aws import S3Server
+from conformance.models import train
 
 ROOT = Path(__file__).parent.parent
 IMPLEMENTATION = "mlserver_sklearn.SKLearnModel"
@@ -25,6 +26,12 @@ def digits() -> Path:
     folder = ROOT / "models" / "mnist-svm"
     assert (folder / "mnist-svm.joblib").exists(), "run `make models` first, or `make test`"
     return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every model of the recording, trained."""
+    return train(tmp_path_factory.mktemp("conformance"))
 
 
 @pytest.fixture

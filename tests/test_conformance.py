@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from conformance.models import train
 from doors import Door, http_api, local_server, over_http, rest_api, through
 from mlserverless import main
 from mlserverless.settings import Settings
@@ -25,12 +24,6 @@ HERE = Path(__file__).parent / "conformance"
 TRANSCRIPTS = json.loads((HERE / "mlserver-transcripts.json").read_text())
 MENDED = json.loads((HERE / "mended.json").read_text())
 VOLATILE = "id"
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every model of the recording, trained."""
-    return train(tmp_path_factory.mktemp("conformance"))
 
 
 @pytest.fixture(scope="module", params=["http", "http-api", "rest-api"])

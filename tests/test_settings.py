@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +146,40 @@ def test_a_broken_file_is_a_model_with_a_problem_never_an_error(
 def test_a_variable_that_is_no_json_is_named() -> None:
     settings = parsed(IMPLEMENTATION, MLSERVER_MODEL_INPUTS="x")
     assert settings.problem == "MLSERVER_MODEL_INPUTS is not valid JSON"
+
+
+# ── the table of MLServer's fields ──────────────────────────────────────────────────────
+
+PAGE = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
+SERVER_TABLE, MODEL_TABLE = (
+    dict(re.findall(r"^\| `([\w.]+)` \| (same|ignored|refused) \|", part, re.MULTILINE))
+    for part in PAGE.split("## model-settings.json")
+)
+OUR_OWN = {"model_control_mode", "require_sha256", "allow_version_mismatch", "max_body_bytes"}
+
+
+def test_the_table_says_same_of_what_the_code_reads_and_of_nothing_else() -> None:
+    read = {each.name for each in dataclasses.fields(Settings)} - OUR_OWN
+    assert read == {name for name, here in SERVER_TABLE.items() if here == "same"}
+    of_a_model = {"name", "platform", "versions", "inputs", "outputs"}
+    of_parameters = {"uri", "version", "content_type", "extra"}
+    assert of_a_model | of_parameters < {each.name for each in dataclasses.fields(ModelSettings)}
+    assert (
+        of_a_model
+        | {"implementation", "parameters"}
+        | {f"parameters.{name}" for name in of_parameters}
+    ) == {name for name, here in MODEL_TABLE.items() if here == "same"}
+
+
+def test_what_the_table_ignores_may_be_there_and_changes_nothing(tmp_path: Path) -> None:
+    strange = {"a": ["value"]}
+    ignored = [name for name, here in SERVER_TABLE.items() if here == "ignored"]
+    (tmp_path / "settings.json").write_text(json.dumps(dict.fromkeys(ignored, strange)))
+    environment = {f"MLSERVER_{name.upper()}": "x" for name in ignored}
+    assert Settings() == Settings.load(str(tmp_path), environment)
+
+    names = [name for name, here in MODEL_TABLE.items() if here == "ignored"]
+    fields = dict.fromkeys((name for name in names if "." not in name), strange)
+    of_parameters = {name.removeprefix("parameters.") for name in names if "." in name}
+    declared = {**IMPLEMENTATION, **fields, "parameters": dict.fromkeys(of_parameters, strange)}
+    assert parsed(IMPLEMENTATION) == parsed(declared)

@@ -56,6 +56,10 @@ def create_app(registry: Registry, settings: Settings, *, threads: bool) -> Fast
             app.add_route(f"{prefix}/{verb}_stream", _guarded(service.infer_stream), ["POST"])
         app.add_route(f"{prefix}/ready", _guarded(service.model_ready), ["GET"])
         app.add_route(prefix, _guarded(service.model_metadata), ["GET"])
+        app.add_route(f"{prefix}/docs", _guarded(service.docs), ["GET"])
+        app.add_route(f"{prefix}/docs/dataplane.json", _guarded(service.dataplane), ["GET"])
+    app.add_route("/v2/docs", _guarded(service.docs), ["GET"])
+    app.add_route("/v2/docs/dataplane.json", _guarded(service.dataplane), ["GET"])
     app.add_route("/v2/health/live", _guarded(service.live), ["GET"])
     app.add_route("/v2/health/ready", _guarded(service.ready), ["GET"])
     app.add_route("/v2/repository/index", _guarded(service.index), ["POST"])
@@ -199,6 +203,28 @@ class _Service:
                 "extensions": EXTENSIONS,
             }
         )
+
+    async def docs(self, request: Request) -> Response:
+        from mlserverless.docs import page  # noqa: PLC0415 - as below
+
+        return Response(page(await self._document(request)), media_type="text/html")
+
+    async def dataplane(self, request: Request) -> Response:
+        return _json(await self._document(request))
+
+    async def _document(self, request: Request) -> dict[str, Any]:
+        """The OpenAPI document of the server, or of the model that the path names."""
+        from mlserverless import docs  # noqa: PLC0415 - few ask for it, and never a client
+
+        depth = request.scope["path"].partition("/docs")[0].count("/") + 2
+        if "name" not in request.path_params:
+            return docs.server(depth)
+        entry = await self._entry(request)
+        model = await self._run(self.registry.get, entry)
+        example = await self._run(model.example)
+        name, version = request.path_params["name"], request.path_params.get("version")
+        subject = docs.Subject(name, version, model.inputs(), model.outputs(), example)
+        return docs.model(subject, depth)
 
     async def index(self, request: Request) -> Response:
         question = wire.decode_object(await self._body(request))

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import sys
 import uuid
 import warnings
 from collections.abc import Sequence
 from typing import Any, Final
 
-from mlserverless import codec
-from mlserverless.errors import BadRequest, ModelLoadError, one_line, quote
+from mlserverless import codec, wire
+from mlserverless.errors import BadRequest, MLServerlessError, ModelLoadError, one_line, quote
 from mlserverless.protocol import (
     InferenceRequest,
     InferenceResponse,
@@ -96,14 +97,36 @@ class Model:
 
     # ── what it says of itself ──────────────────────────────────────────────────────────
 
+    def example(self) -> dict[str, Any] | None:
+        """A request that this model answers, or None where none was found by trying."""
+        known = _known_values(self.estimator)
+        inputs = []
+        for tensor in self.inputs():
+            shape = [1 if length < 0 else length for length in tensor.shape]
+            value = known.get(tensor.name, "text" if tensor.datatype == "BYTES" else 0)
+            data = [value] * math.prod(shape)
+            named = {"name": tensor.name, "shape": shape, "datatype": tensor.datatype}
+            inputs.append({**named, "parameters": dict(tensor.parameters), "data": data})
+        parameters = {}
+        if self.settings.content_type is None and (len(inputs) > 1 or inputs[0]["name"] in known):
+            parameters["content_type"] = "pd"
+        example = {"parameters": parameters, "inputs": inputs}
+        try:
+            self.infer(wire.decode(wire.encode_json(example)))
+        except MLServerlessError:
+            return None
+        return example
+
     def inputs(self) -> tuple[TensorMetadata, ...]:
         """What it takes: as declared, else as the estimator remembers its training data."""
         if self.settings.inputs:
             return self.settings.inputs
         names = getattr(self.estimator, "feature_names_in_", None)
         if names is not None:
-            texts = set(_text_columns(self.estimator))
-            return tuple(_column(str(name), text=name in texts) for name in names)
+            known = _known_values(self.estimator)
+            return tuple(
+                _column(str(name), text=isinstance(known.get(name), str)) for name in names
+            )
         features = getattr(self.estimator, "n_features_in_", None)
         if features is None and _takes_documents(self.estimator):
             return (_column("input-0", text=True),)
@@ -138,31 +161,25 @@ def _output(name: str, classes: Any) -> TensorMetadata:
     return TensorMetadata(name, datatype, (-1, width), {"content_type": "np"})
 
 
-def _steps(estimator: Any) -> list[Any]:
-    """An estimator and, for a pipeline, its first step's parts: what sees the raw input."""
-    first = estimator.steps[0][1] if getattr(estimator, "steps", None) else estimator
-    return [first]
+def _first_step(estimator: Any) -> Any:
+    """What sees the raw input: an estimator, or the first step of a pipeline."""
+    return estimator.steps[0][1] if getattr(estimator, "steps", None) else estimator
 
 
 def _takes_documents(estimator: Any) -> bool:
-    return any(hasattr(step, "build_analyzer") for step in _steps(estimator))
+    return hasattr(_first_step(estimator), "build_analyzer")
 
 
-def _text_columns(estimator: Any) -> list[Any]:
-    """Columns whose categories were text when a ColumnTransformer learned them."""
-    found: list[Any] = []
-    for step in _steps(estimator):
-        for _, part, columns in getattr(step, "transformers_", ()):
-            for column, known in zip(columns, getattr(part, "categories_", ()), strict=False):
-                if known.dtype.kind in "USO":
-                    found.append(column)
-        if hasattr(step, "categories_"):
-            for column, known in zip(
-                getattr(step, "feature_names_in_", ()), step.categories_, strict=False
-            ):
-                if known.dtype.kind in "USO":
-                    found.append(column)
-    return found
+def _known_values(estimator: Any) -> dict[Any, Any]:
+    """A value that was seen in training, for each column of categories."""
+    step = _first_step(estimator)
+    encoders = [(part, columns) for _, part, columns in getattr(step, "transformers_", ())]
+    encoders.append((step, getattr(step, "feature_names_in_", ())))
+    return {
+        column: categories[0].item() if hasattr(categories[0], "item") else categories[0]
+        for part, columns in encoders
+        for column, categories in zip(columns, getattr(part, "categories_", ()), strict=False)
+    }
 
 
 # ── loading ─────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,163 @@
+"""Whatever comes: arrays keep their values, bodies and events get an answer, never an accident."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from sklearn.preprocessing import FunctionTransformer
+
+from conftest import MakeModel
+from doors import Door, http_api, through
+from mlserverless import codec, main, wire
+from mlserverless.protocol import DATATYPES, InferenceRequest, InferenceResponse, RequestOutput
+from mlserverless.settings import ModelSettings, Settings
+
+MODEL = ModelSettings(name="m", location="/")
+SHAPES = arrays.array_shapes(min_dims=2, max_dims=4, min_side=0, max_side=4)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=9)
+
+
+def back(values: Any, *, binary: bool) -> Any:
+    """The values after a whole round: encoded, spelled, read and decoded again."""
+    asked = RequestOutput("x", {"binary_data": binary})
+    outputs = codec.encode([(asked, values)], InferenceRequest(None, {}, (), ()), MODEL)
+    encoded = wire.encode(InferenceResponse("m", None, "", outputs))
+    length = encoded.headers.get("Inference-Header-Content-Length")
+    end = len(encoded.body) if length is None else int(length)
+    (output,) = orjson.loads(encoded.body[:end])["outputs"]
+    text = orjson.dumps({"inputs": [output]})
+    request = wire.decode(text + encoded.body[end:], None if length is None else str(len(text)))
+    return codec.decode(request, MODEL, 10**9)
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["json", "binary"])
+@pytest.mark.parametrize("datatype", codec.DTYPES)
+@given(data=st.data())
+def test_any_array_of_any_datatype_survives(datatype: str, binary: bool, data: Any) -> None:
+    dtype = codec.DTYPES[datatype]
+    elements = arrays.from_dtype(dtype, allow_infinity=binary if dtype.kind == "f" else None)
+    values = data.draw(arrays.arrays(dtype, SHAPES, elements=elements))
+    found = back(values, binary=binary)
+    assert (dtype, values.shape) == (found.dtype, found.shape)
+    np.testing.assert_array_equal(values, found)
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["json", "binary"])
+@given(texts=st.lists(TEXTS, min_size=1, max_size=5))
+def test_any_text_survives(binary: bool, texts: list[str]) -> None:
+    assert [[text] for text in texts] == back(np.array(texts), binary=binary).tolist()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["name", "shape", "data", "content_type", "binary_data", "x"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+TENSOR = st.fixed_dictionaries(
+    {
+        "name": st.text(max_size=3) | JSON,
+        "shape": st.lists(st.integers(-2, 3), max_size=3) | JSON,
+        "datatype": st.sampled_from(DATATYPES) | JSON,
+        "data": st.lists(st.integers() | st.floats() | st.text(max_size=3), max_size=4) | JSON,
+    },
+    optional={"parameters": JSON},
+)
+REQUEST = st.fixed_dictionaries(
+    {"inputs": st.lists(TENSOR, max_size=2) | JSON},
+    optional={"id": JSON, "parameters": JSON, "outputs": JSON},
+)
+
+
+@pytest.fixture
+def echo(make_model: MakeModel) -> Door:
+    extra = {"predict_fn": "transform"}
+    root = make_model("m", FunctionTransformer(), parameters={"extra": extra})
+    return through(main.Door(Settings(model_repository_root=str(root))), http_api)
+
+
+def fair(door: Door, body: bytes, headers: dict[str, str] | None = None) -> None:
+    """The answer is 200, or a 4xx that says why in one line."""
+    answer = door("POST", "/v2/models/m/infer", body, headers or {})
+    if answer.status != 200:
+        assert 400 <= answer.status < 500, answer.body
+        assert ["error"] == list(answer.json)
+        assert answer.json["error"].isprintable()
+
+
+ONE_DOOR = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+@ONE_DOOR
+@given(body=st.binary(max_size=200))
+def test_any_bytes_as_a_body_are_answered(echo: Door, body: bytes) -> None:
+    fair(echo, body)
+    fair(echo, body, {"Content-Encoding": "gzip"})
+    fair(echo, body, {"Inference-Header-Content-Length": str(len(body) // 2)})
+
+
+@ONE_DOOR
+@given(request=REQUEST | JSON)
+def test_any_json_as_a_body_is_answered(echo: Door, request: Any) -> None:
+    fair(echo, json.dumps(request).encode())
+
+
+HEADERS = st.dictionaries(
+    st.sampled_from(["Host", "x-forwarded-port", "content-encoding", "accept-encoding", "é"]),
+    st.none() | st.text(max_size=9) | st.integers(),
+)
+EVENTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "version": st.sampled_from(["1.0", "2.0", 2, None]),
+        "resource": JSON,
+        "httpMethod": st.sampled_from(["GET", "POST", "HEAD", ""]) | JSON,
+        "path": st.sampled_from(["/v2", "/prod/v2/models/m/infer", "//", ""]) | st.text() | JSON,
+        "rawPath": st.text() | JSON,
+        "headers": HEADERS | JSON,
+        "multiValueHeaders": st.dictionaries(st.text(), st.lists(st.text() | st.none())) | JSON,
+        "queryStringParameters": JSON,
+        "cookies": JSON,
+        "body": st.text() | JSON,
+        "isBase64Encoded": st.booleans() | JSON,
+        "Records": st.lists(JSON) | JSON,
+        "requestContext": st.fixed_dictionaries(
+            {},
+            optional={
+                "http": st.fixed_dictionaries(
+                    {"method": st.sampled_from(["GET", "POST"]) | JSON, "path": st.text() | JSON}
+                )
+                | JSON,
+                "elb": JSON,
+                "stage": st.text() | JSON,
+            },
+        )
+        | JSON,
+    },
+)
+
+
+@ONE_DOOR
+@given(event=EVENTS | JSON)
+def test_any_event_gets_a_valid_proxy_answer(tmp_path: Path, event: Any) -> None:
+    door = main.Door(Settings(model_repository_root=str(tmp_path)))
+    answer = json.loads(json.dumps(door(event, None)))
+    assert 200 <= answer["statusCode"] < 500
+    assert isinstance(answer["body"], str)
+    assert isinstance(answer["isBase64Encoded"], bool)
+    for headers in (answer.get("headers", {}), answer.get("multiValueHeaders", {})):
+        assert isinstance(headers, dict)
