@@ -130,6 +130,11 @@ def test_ragged_data_is_refused_or_flattened_but_never_an_accident(datatype: str
         decode(ragged)
 
 
+def test_more_rows_than_the_shape_has_elements_are_refused_unconverted() -> None:
+    with pytest.raises(BadRequest, match=r"3 rows do not fit shape \[1, 2\]"):
+        decode(tensor([[], [], []], "FP32", [1, 2]))
+
+
 @pytest.mark.parametrize(
     "shape", [(3,), (2, 3), (-1, 3), (-1, 0), (10**30,), (0,), (2**62, 2**62), ()]
 )

@@ -132,10 +132,21 @@ def _array(tensor: RequestInput, body_limit: int) -> Array:
         return _text_array(tensor, body_limit)
     if isinstance(tensor.data, Raw):
         return _raw_numbers(tensor, tensor.data)
+    _check_length(tensor)
     convert = _booleans if tensor.datatype == "BOOL" else _integers
     if tensor.datatype.startswith("FP"):
         convert = _floats
     return _reshape(tensor, convert(tensor))
+
+
+def _check_length(tensor: RequestInput) -> None:
+    """Refuse what cannot fit before it is converted: a list that is longer than its shape."""
+    data = tensor.data
+    if type(data) is list and data:
+        if type(data[0]) is not list:
+            _fit(tensor, len(data))
+        elif len(data) > prod(tensor.shape) > 0:
+            raise _complain(tensor, f"{len(data)} rows do not fit shape {_shown(tensor.shape)}")
 
 
 def _natural(tensor: RequestInput) -> Array:

@@ -91,7 +91,7 @@ class Settings:
     allow_version_mismatch: bool = _setting(
         False, _truth, "MLSERVERLESS_ALLOW_SKLEARN_VERSION_MISMATCH"
     )
-    max_body_bytes: int = _setting(32 * 1024 * 1024, _whole, "MLSERVERLESS_MAX_BODY_BYTES")
+    max_body_bytes: int = _setting(16 * 1024 * 1024, _whole, "MLSERVERLESS_MAX_BODY_BYTES")
 
     @classmethod
     def load(
