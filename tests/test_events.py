@@ -58,6 +58,7 @@ def test_a_stage_called_v2_is_still_a_stage() -> None:
         {"requestContext": None},
         {"requestContext": {}},
         {"requestContext": {"http": {"method": 7}}},
+        {"requestContext": {}, "httpMethod": ""},
         {"requestContext": {"http": {"method": "GET", "path": 7}}},
         rest(7),
         {"source": "aws.events", "detail-type": "Scheduled Event"},

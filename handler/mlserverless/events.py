@@ -42,7 +42,7 @@ def normal(event: object) -> Event | None:
     else:
         source = "alb" if "elb" in context else "1.0"
         method, path = event.get("httpMethod"), event.get("path")
-    if not isinstance(method, str) or not isinstance(path, str | None):
+    if not isinstance(method, str) or not method or not isinstance(path, str | None):
         return None
     path = _path(path or "/", context.get("stage"))
     common = {"headers": _headers(event.get("headers")), "body": _body(event)}
