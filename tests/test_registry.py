@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pytest
 from sklearn.dummy import DummyClassifier
 
@@ -164,3 +165,72 @@ def test_a_preloaded_server_is_ready_when_every_model_is(make_model: MakeModel) 
     registry = opened(root, load_models_at_startup=True)
     registry.load_all()
     assert "model bad is not loaded" == registry.unready()
+
+
+# ── polling ─────────────────────────────────────────────────────────────────────────────
+
+
+def polling(root: object, seconds: int = 0) -> Registry:
+    return opened(root, model_control_mode="poll", poll_seconds=seconds)
+
+
+OTHER = DummyClassifier(strategy="constant", constant=7).fit([[0.0]], [7])
+
+
+def answer_of(registry: Registry) -> int:
+    return int(registry.get(registry.find("m")).estimator.predict([[0.0]])[0])
+
+
+def test_new_bytes_in_a_folder_are_served_and_bad_ones_leave_the_old(
+    make_model: MakeModel,
+) -> None:
+    artefact = make_model("m", MODEL) / "m" / "model.joblib"
+    registry = polling(artefact.parent.parent)
+    assert 0 == answer_of(registry)
+    joblib.dump(OTHER, artefact)
+    assert 7 == answer_of(registry)
+    artefact.write_bytes(b"-corrupt-")
+    assert 7 == answer_of(registry)
+    ready, reason = states(registry)["m"]
+    assert (True, True) == (ready, "cannot be unpickled" in reason)
+    joblib.dump(MODEL, artefact)
+    assert 0 == answer_of(registry)
+    assert {"m": (True, "")} == states(registry)
+
+
+def test_new_bytes_in_s3_are_told_by_their_etag_and_fetched_once(
+    s3: S3Server, make_model: MakeModel
+) -> None:
+    folder = make_model("m", MODEL) / "m"
+    for file in folder.iterdir():
+        s3.put(f"m/{file.name}", file.read_bytes())
+    registry = polling(f"s3://{BUCKET}")
+    assert 0 == answer_of(registry)
+    s3.asked.clear()
+    assert 0 == answer_of(registry)
+    key = f"/{BUCKET}/m/model.joblib"
+    assert (1, 0) == (s3.asked.count(f"HEAD {key}"), s3.asked.count(f"GET {key}"))
+    joblib.dump(OTHER, folder / "model.joblib")
+    s3.put("m/model.joblib", (folder / "model.joblib").read_bytes())
+    s3.asked.clear()
+    assert 7 == answer_of(registry)
+    assert 1 == s3.asked.count(f"GET {key}")
+    s3.fault = (503, "SlowDown")
+    assert 7 == answer_of(registry)
+
+
+def test_a_look_is_taken_at_most_every_so_many_seconds(make_model: MakeModel) -> None:
+    artefact = make_model("m", MODEL) / "m" / "model.joblib"
+    registry = polling(artefact.parent.parent, seconds=3600)
+    assert 0 == answer_of(registry)
+    joblib.dump(OTHER, artefact)
+    assert 0 == answer_of(registry)
+
+
+def test_a_model_that_goes_away_is_not_found_any_more(make_model: MakeModel) -> None:
+    root = make_model("m", MODEL)
+    registry = polling(root)
+    assert 0 == answer_of(registry)
+    shutil.rmtree(root / "m")
+    with pytest.raises(NotFound):
+        registry.find("m")

@@ -155,7 +155,13 @@ SERVER_TABLE, MODEL_TABLE = (
     dict(re.findall(r"^\| `([\w.]+)` \| (same|ignored|refused) \|", part, re.MULTILINE))
     for part in PAGE.split("## model-settings.json")
 )
-OUR_OWN = {"model_control_mode", "require_sha256", "allow_version_mismatch", "max_body_bytes"}
+OUR_OWN = {
+    "model_control_mode",
+    "poll_seconds",
+    "require_sha256",
+    "allow_version_mismatch",
+    "max_body_bytes",
+}
 
 
 def test_the_table_says_same_of_what_the_code_reads_and_of_nothing_else() -> None:

@@ -41,6 +41,7 @@ class Entry:
         self.settings = settings
         self.lock = threading.Lock()
         self.model: Model | None = None
+        self.stamp = ""  # of the bytes that the model was made of
         self.unloaded = False
         self.failure: ModelLoadError | None = None
         self.failed_at = 0.0
@@ -52,7 +53,9 @@ class Entry:
         reason = settings.problem or (str(self.failure) if self.failure else "")
         if self.unloaded:
             reason = "unloaded"
-        return ModelState(settings.name, settings.version, not reason, reason)
+        # new bytes that do not load leave a model that serves, and a reason beside it
+        ready = self.model is not None or not reason
+        return ModelState(settings.name, settings.version, ready, reason)
 
 
 Versions = dict[str | None, Entry]
@@ -66,11 +69,16 @@ class Registry:
         self._settings = settings
         self._lock = threading.Lock()
         self._models: dict[str, Versions] | None = None
+        self._polls = settings.model_control_mode == "poll"
+        self._polling = threading.Lock()
+        self._next_poll = 0.0
 
     # ── finding ─────────────────────────────────────────────────────────────────────────
 
     def find(self, name: str, version: str | None = None) -> Entry:
         """The entry of a model, its default version when none is named; NotFound else."""
+        if self._polls:
+            self._poll()
         versions = self._found().get(name, {})
         if version is not None:
             entry = versions.get(version)
@@ -125,7 +133,9 @@ class Registry:
         from mlserverless import runtime  # noqa: PLC0415 - numpy, which INIT must not pay
 
         try:
-            model = runtime.load(self._repository.fetch(settings), settings, self._settings)
+            artefact = self._repository.fetch(settings)
+            entry.stamp = artefact.stamp
+            model = runtime.load(artefact, settings, self._settings)
         except ModelLoadError as error:
             failure = ModelLoadError(f"Model {quote(settings.name)} failed to load: {error}")
             entry.failure, entry.failed_at = failure, time.monotonic()
@@ -187,12 +197,43 @@ class Registry:
         with self._lock:
             known = self._models or {}
             for name, versions in fresh.items():
-                for version in versions:
+                for version, new in versions.items():
                     old = known.get(name, {}).get(version)
-                    if old is not None and old.settings == versions[version].settings:
+                    if old is not None and self._still_serves(old, new):
                         versions[version] = old
             self._models = fresh
         return fresh
+
+    def _still_serves(self, old: Entry, new: Entry) -> bool:
+        """Whether the old entry stays; where it polls, `new` has loaded when it does not."""
+        same = old.settings == new.settings
+        if not self._polls or old.model is None:
+            return same
+        try:
+            if same and self._repository.stamp(old.settings) == old.stamp:
+                old.failure = None
+                return True
+            self.get(new)
+        except ModelLoadError as error:
+            old.failure = error
+            return True
+        except MLServerlessError as error:
+            log.warning("%s", error)
+            return True
+        return False
+
+    def _poll(self) -> None:
+        """Look again when it is time to; one request does, the others go on."""
+        if time.monotonic() < self._next_poll or not self._polling.acquire(blocking=False):
+            return
+        try:
+            self._next_poll = time.monotonic() + self._settings.poll_seconds
+            if self._models is not None:
+                self._refreshed()
+        except MLServerlessError as error:
+            log.warning("%s", error)
+        finally:
+            self._polling.release()
 
 
 def _arranged(found: Iterable[ModelSettings]) -> dict[str, Versions]:

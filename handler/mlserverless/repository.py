@@ -38,10 +38,14 @@ _PASSING: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """A model's bytes, open for reading from their start; the reader closes `file`."""
+    """A model's bytes, open for reading from their start; the reader closes `file`.
+
+    `stamp` is another one when the bytes are: an ETag, or time and size.
+    """
 
     name: str
     file: BinaryIO
+    stamp: str = ""
 
 
 class Repository(Protocol):
@@ -52,6 +56,9 @@ class Repository(Protocol):
 
     def fetch(self, model: ModelSettings) -> Artefact:
         """The model's artefact; raises ModelLoadError when it is not there."""
+
+    def stamp(self, model: ModelSettings) -> str:
+        """The stamp that `fetch` would give, without its bytes; empty when it is not there."""
 
 
 def open_repository(root: str) -> Repository:
@@ -69,41 +76,66 @@ class _Sources:
         """What the model's `uri` names, wherever that is; see Repository."""
         if model.problem:
             raise ModelLoadError(model.problem)
-        base, uri = model.location, model.uri or ""
-        if uri.startswith(_S3) or os.path.isabs(uri):
-            target = uri
-        elif base.startswith(_S3):
-            bucket, key = split_s3(base)
-            target = f"{_S3}{bucket}/{posixpath.normpath(posixpath.join(key, uri))}"
-        else:
-            target = os.path.normpath(os.path.join(base, uri))
-        if target.startswith(_S3):
-            found = self.s3.open_any(target, self._is_folder(model))
-        else:
-            found = _open_any(target)
-        if found is None:
-            wanted = quote(posixpath.basename(target)) if model.uri else " or ".join(WELL_KNOWN)
-            raise ModelLoadError(f"its artefact, {wanted}, is not in the repository")
-        return found
+        target = self._target(model)
+        for candidate in self._candidates(target, model):
+            on_s3 = candidate.startswith(_S3)
+            found = self.s3.open(candidate) if on_s3 else _open(candidate)
+            if found is not None:
+                return found
+        wanted = quote(posixpath.basename(target)) if model.uri else " or ".join(WELL_KNOWN)
+        raise ModelLoadError(f"its artefact, {wanted}, is not in the repository")
+
+    def stamp(self, model: ModelSettings) -> str:
+        """The stamp of what `fetch` would open; see Repository."""
+        for candidate in self._candidates(self._target(model), model):
+            on_s3 = candidate.startswith(_S3)
+            found = self.s3.stamp(candidate) if on_s3 else _stamp_of(candidate)
+            if found:
+                return found
+        return ""
 
     @staticmethod
-    def _is_folder(model: ModelSettings) -> bool:
-        return model.uri is None or model.uri.endswith("/") or model.uri == "."
+    def _target(model: ModelSettings) -> str:
+        base, uri = model.location, model.uri or ""
+        if uri.startswith(_S3) or os.path.isabs(uri):
+            return uri
+        if base.startswith(_S3):
+            bucket, key = split_s3(base)
+            return f"{_S3}{bucket}/{posixpath.normpath(posixpath.join(key, uri))}"
+        return os.path.normpath(os.path.join(base, uri))
+
+    @staticmethod
+    def _candidates(target: str, model: ModelSettings) -> list[str]:
+        """The artefact itself, or the well-known files of a folder."""
+        target = target.rstrip("/")
+        inside = [f"{target}/{name}" for name in WELL_KNOWN]
+        if target.startswith(_S3):
+            # a prefix cannot be told from a key without asking; an owner who says so is believed
+            is_folder = model.uri is None or model.uri.endswith(("/", "."))
+            return inside if is_folder else [target, *inside]
+        return inside if os.path.isdir(target) else [target]
 
 
-def _open_any(target: str) -> Artefact | None:
-    candidates = [target]
-    if os.path.isdir(target):
-        candidates = [os.path.join(target, name) for name in WELL_KNOWN]
-    for path in candidates:
-        try:
-            return Artefact(os.path.basename(path), open(path, "rb"))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else "its uri is no path"
-            raise ModelLoadError(f"its artefact cannot be read: {why}") from error
-    return None
+def _open(path: str) -> Artefact | None:
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - the reader closes it
+        return Artefact(os.path.basename(path), file, _stamp(os.fstat(file.fileno())))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "its uri is no path"
+        raise ModelLoadError(f"its artefact cannot be read: {why}") from error
+
+
+def _stamp_of(path: str) -> str:
+    try:
+        return _stamp(os.stat(path))
+    except (OSError, ValueError):
+        return ""
+
+
+def _stamp(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
 
 
 class FolderRepository(_Sources):
@@ -194,31 +226,46 @@ class S3:
 
     def read(self, bucket: str, key: str) -> bytes | None:
         """An object's bytes, or None when there is no such key."""
+        found = self._get(bucket, key)
+        return None if found is None else found[0]
+
+    def open(self, uri: str) -> Artefact | None:
+        """The object that `s3://bucket/key` names, or None."""
+        bucket, key = split_s3(uri)
+        found = self._get(bucket, key)
+        if found is None:
+            return None
+        raw, etag = found
+        return Artefact(posixpath.basename(key), io.BytesIO(raw), etag)
+
+    def stamp(self, uri: str) -> str:
+        """The ETag of an object, or nothing."""
+        bucket, key = split_s3(uri)
+        with _asking(bucket):
+            answer = self._unless_missing(self.client.head_object, bucket, key)
+            return "" if answer is None else str(answer["ETag"])
+
+    def _get(self, bucket: str, key: str) -> tuple[bytes, str] | None:
         deadline = time.monotonic() + _DEADLINE
         with _asking(bucket):
-            try:
-                answer = self.client.get_object(Bucket=bucket, Key=key)
-            except self.client.exceptions.ClientError as error:
-                if _code(error) in _NOT_THERE:
-                    return None
-                raise
+            answer = self._unless_missing(self.client.get_object, bucket, key)
+            if answer is None:
+                return None
             with answer["Body"] as body:
                 parts = []
                 for part in iter(lambda: body.read(_CHUNK), b""):
                     parts.append(part)
                     if time.monotonic() > deadline:
                         raise Unavailable("S3 takes too long to send the model")
-                return b"".join(parts)
+            return b"".join(parts), str(answer["ETag"])
 
-    def open_any(self, target: str, is_folder: bool) -> Artefact | None:
-        """The object that `target` names, or the first well-known file under it."""
-        bucket, key = split_s3(target)
-        inside = [posixpath.join(key, name) for name in WELL_KNOWN]
-        for candidate in inside if is_folder else [key, *inside]:
-            raw = self.read(bucket, candidate)
-            if raw is not None:
-                return Artefact(posixpath.basename(candidate), io.BytesIO(raw))
-        return None
+    def _unless_missing(self, ask: Any, bucket: str, key: str) -> Any:
+        try:
+            return ask(Bucket=bucket, Key=key)
+        except self.client.exceptions.ClientError as error:
+            if _code(error) in _NOT_THERE:
+                return None
+            raise
 
     @property
     def client(self) -> Any:

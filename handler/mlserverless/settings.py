@@ -26,7 +26,7 @@ SETTINGS_FILE: Final = "settings.json"
 MODEL_SETTINGS_FILE: Final = "model-settings.json"
 IMPLEMENTATION: Final = "mlserver_sklearn.SKLearnModel"
 
-CONTROL_MODES: Final = ("none", "explicit")
+CONTROL_MODES: Final = ("none", "explicit", "poll")
 
 _TRUE = frozenset({"true", "1", "yes", "on", "t", "y"})
 _FALSE = frozenset({"false", "0", "no", "off", "f", "n"})
@@ -87,6 +87,7 @@ class Settings:
     debug: bool = _setting(False, _truth, "MLSERVER_DEBUG")
     gzip_enabled: bool = _setting(True, _truth, "MLSERVER_GZIP_ENABLED")
     model_control_mode: str = _setting("none", _mode, "MLSERVERLESS_MODEL_CONTROL_MODE")
+    poll_seconds: int = _setting(30, _whole, "MLSERVERLESS_POLL_SECONDS")
     require_sha256: bool = _setting(False, _truth, "MLSERVERLESS_REQUIRE_SHA256")
     allow_version_mismatch: bool = _setting(
         False, _truth, "MLSERVERLESS_ALLOW_SKLEARN_VERSION_MISMATCH"
