@@ -8,6 +8,7 @@ BIN     := $(VENV)/bin
 READY   := $(VENV)/ready
 # an artefact is called as its folder is
 MODELS  := $(foreach folder,$(patsubst %/train.py,%,$(wildcard models/*/train.py)),$(folder)/$(notdir $(folder)).joblib)
+CLIENTS := .venv-clients/ready
 PINS    := requirements/uv.txt requirements/dev.txt
 LOCK    := uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
            --no-emit-index-url --generate-hashes --no-annotate --no-header
@@ -37,6 +38,13 @@ $(READY): $(PINS) pyproject.toml
 	@uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
+$(CLIENTS): requirements/clients.txt | $(READY)
+	@echo "setup: .venv-clients with tritonclient, kserve and httpx, for the tests"
+	@uv venv --quiet --clear --no-project --python '>=3.11,<3.14' .venv-clients && \
+	  env $(INDEX) uv pip install --quiet --python .venv-clients/bin/python --require-hashes \
+	    -r requirements/clients.txt && touch $@ \
+	  || echo "setup: left out: no Python from 3.11 to 3.13 to run the clients with"
+
 models: setup $(MODELS) ## train the models under models/ whose artefact is missing or old
 
 .SECONDEXPANSION:
@@ -47,7 +55,7 @@ models: setup $(MODELS) ## train the models under models/ whose artefact is miss
 serve: setup models ## train the digits model, serve it on 127.0.0.1:8080, send a first request; Ctrl-C ends it
 	@python models/mnist-svm/ask.py http://127.0.0.1:$${MLSERVER_HTTP_PORT:-8080} & exec mlserverless start models/mnist-svm
 
-test: setup models ## run the tests, with branch coverage
+test: setup models $(CLIENTS) ## run the tests, with branch coverage
 	@pytest --cov --cov-report=term-missing
 
 gates: setup ## lint, types, floors: everything that needs no run
@@ -63,7 +71,7 @@ bench: setup ## measure the request path, beside the least that a script could d
 check: gates test ## everything that must hold before a commit
 
 clean: ## remove everything that is built
-	@rm -rf $(VENV) .aws-sam build .hypothesis .*_cache .coverage $(MODELS)
+	@rm -rf $(VENV) .venv-clients .aws-sam build .hypothesis .*_cache .coverage $(MODELS)
 	@find handler -name '*.egg-info' -prune -exec rm -rf {} +
 
 build: setup models ## build the function and its layers for Lambda, as `sam build` does (ARCHITECTURE=arm64)
@@ -75,3 +83,5 @@ lock: $(READY) ## pin the newest allowed versions anew
 	$(LOCK) handler/requirements.in -o handler/requirements.txt --constraints requirements/dev.txt
 	$(LOCK) layers/sklearn/requirements.in -o layers/sklearn/requirements.txt --constraints requirements/dev.txt
 	$(LOCK) requirements/runtime.in -o requirements/runtime.txt --constraints requirements/dev.txt
+	uv pip compile --quiet --python-version 3.11 --no-emit-index-url --generate-hashes --no-annotate --no-header \
+	  requirements/clients.in -o requirements/clients.txt --upgrade

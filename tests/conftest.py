@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -42,23 +43,24 @@ def repository(tmp_path: Path, digits: Path) -> Path:
     return root
 
 
+def put_model(root: Path, name: str, artefact: Any, /, **settings: Any) -> Path:
+    """Put an estimator (or any object, bytes, or nothing) under `root` as a model."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    parameters = {"uri": "./model.joblib", **settings.pop("parameters", {})}
+    declared = {"name": name, "implementation": IMPLEMENTATION, "parameters": parameters}
+    (folder / "model-settings.json").write_text(json.dumps(declared | settings))
+    if isinstance(artefact, bytes):
+        (folder / "model.joblib").write_bytes(artefact)
+    elif artefact is not None:
+        joblib.dump(artefact, folder / "model.joblib")
+    return root
+
+
 @pytest.fixture
 def make_model(tmp_path: Path) -> MakeModel:
-    """Put an estimator (or any object, or bytes) into the repository as a model."""
-
-    def make(name: str, artefact: Any, /, **settings: Any) -> Path:
-        folder = tmp_path / "repository" / name
-        folder.mkdir(parents=True)
-        parameters = {"uri": "./model.joblib", **settings.pop("parameters", {})}
-        declared = {"name": name, "implementation": IMPLEMENTATION, "parameters": parameters}
-        (folder / "model-settings.json").write_text(json.dumps(declared | settings))
-        if isinstance(artefact, bytes):
-            (folder / "model.joblib").write_bytes(artefact)
-        elif artefact is not None:
-            joblib.dump(artefact, folder / "model.joblib")
-        return folder.parent
-
-    return make
+    """`put_model` for a fresh repository of one test."""
+    return functools.partial(put_model, tmp_path / "repository")
 
 
 @pytest.fixture
