@@ -24,8 +24,14 @@ endef
 # $(call compile,FOLDER,PLACE): bytecode that Lambda takes as it is; PLACE is FOLDER's path there.
 # One process and one order of hashing: what was compiled before leaves its mark in the bytes.
 define compile
-	@PYTHONHASHSEED=0 $(PYTHON) -m compileall -q -j 1 --invalidation-mode unchecked-hash \
+	@PYTHONHASHSEED=0 $(PYTHON) -m compileall -q -j 1 --invalidation-mode unchecked-hash $(3) \
 	  -s $(1) -p $(2) $(1)
+endef
+
+# $(call bytecode,FOLDER,PLACE): the same, in place of the sources
+define bytecode
+	$(call compile,$(1),$(2),-b)
+	@find $(1) -name '*.py' -delete
 endef
 
 .PHONY: python

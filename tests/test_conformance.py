@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from compare import differences
 from doors import Door, http_api, local_server, over_http, rest_api, through
 from mlserverless import main
 from mlserverless.settings import Settings
@@ -49,26 +50,6 @@ def body_of(transcript: dict[str, Any]) -> bytes:
     tensor = {"name": "x", "shape": [rows, 4], "datatype": "FP64", "data": data}
     raw = json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode()
     return gzip.compress(raw) if recipe["gzip"] else raw
-
-
-def differences(expected: Any, found: Any, where: str = "answer") -> list[str]:
-    """Each place where two JSON values differ, in words; floats are equal to 1e-9."""
-    if isinstance(expected, dict) and isinstance(found, dict):
-        lines = [f"{where}.{key} is missing" for key in expected.keys() - found.keys()]
-        lines += [f"{where}.{key} is unexpected" for key in found.keys() - expected.keys()]
-        for key in expected.keys() & found.keys():
-            lines += differences(expected[key], found[key], f"{where}.{key}")
-        return lines
-    if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
-        pairs = enumerate(zip(expected, found, strict=True))
-        return [
-            line for i, pair in pairs for line in differences(pair[0], pair[1], f"{where}[{i}]")
-        ]
-    if isinstance(expected, float) and isinstance(found, float | int):
-        close = abs(expected - found) <= 1e-9 * max(1.0, abs(expected))
-        return [] if close else [f"{where}: expected {expected!r}, found {found!r}"]
-    same = expected == found and isinstance(expected, bool) == isinstance(found, bool)
-    return [] if same else [f"{where}: expected {expected!r}, found {found!r}"]
 
 
 def expected_json(transcript: dict[str, Any]) -> Any:

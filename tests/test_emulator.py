@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sklearn.preprocessing import FunctionTransformer
 
 from aws import BUCKET, S3Server
-from conftest import ROOT
-from doors import Handler
+from conftest import ROOT, put_model
+from doors import Handler, http_api, through
 from emulator import Layout, built_layout, emulator, python_of_lambda, source_layout
 from mlserverless import main
 from mlserverless.settings import Settings
 
+TRANSFORM = {"predict_fn": "transform"}
 EVENTS = sorted((ROOT / "events").glob("*.json"))
 
 
@@ -73,6 +75,18 @@ def test_the_built_function_answers_from_s3(
         assert 3 == len(s3.asked), "one listing, one settings file, one artefact"
         assert here(event, None) == function(event, None)
         assert 3 == len(s3.asked)
+
+
+def test_the_built_function_answers_a_table(layout: Layout, tmp_path: Path) -> None:
+    """Pandas is in the layer, and a request that needs it finds it."""
+    root = put_model(tmp_path, "echo", FunctionTransformer(), parameters={"extra": TRANSFORM})
+    column = {"name": "a", "shape": [2], "datatype": "BYTES", "data": ["x", None]}
+    body = json.dumps({"parameters": {"content_type": "pd"}, "inputs": [column]}).encode()
+    with emulator(layout, MLSERVER_MODEL_REPOSITORY_ROOT=str(root)) as function:
+        answer = through(function, http_api)("POST", "/v2/models/echo/infer", body)
+    assert [{**column, "shape": [2, 1], "parameters": {"content_type": "str"}}] == answer.json[
+        "outputs"
+    ]
 
 
 def test_an_empty_endpoint_is_amazons_own(layout: Layout) -> None:

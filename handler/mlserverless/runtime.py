@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from mlserverless import codec, wire
 from mlserverless.errors import BadRequest, MLServerlessError, ModelLoadError, one_line, quote
+from mlserverless.imports import import_sklearn
 from mlserverless.protocol import (
     InferenceRequest,
     InferenceResponse,
@@ -212,6 +213,7 @@ def _unpickle(file: Any, allow_mismatch: bool) -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
+            import_sklearn()
             estimator = joblib.load(file)
         except (ImportError, AttributeError) as error:
             raise ModelLoadError(

@@ -1,0 +1,154 @@
+"""What scikit-learn's import leaves out comes when it is asked for; nothing else changes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import pickle
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from unittest import SkipTest
+
+import numpy as np
+import pytest
+from scipy.sparse import issparse
+from sklearn.datasets import make_blobs
+from sklearn.utils import all_estimators
+from sklearn.utils._test_common.instance_generator import _construct_instances
+from sklearn.utils.estimator_checks import _enforce_estimator_tags_X, _enforce_estimator_tags_y
+
+from compare import differences
+from conftest import ROOT, put_model
+from mlserverless.runtime import METHODS
+
+ASK = ROOT / "tests" / "ask_each.py"
+
+
+def fresh(code: str) -> Any:
+    """What a fresh interpreter prints as JSON, after the import that a load begins with."""
+    start = "import json, sys\nfrom mlserverless.imports import import_sklearn\nimport_sklearn()\n"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", start + code],
+        env={"PYTHONPATH": str(ROOT / "handler")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_neither_pandas_nor_scipy_stats_is_imported_for_the_digits(digits: Path) -> None:
+    event = ROOT / "events" / "http-api-infer.json"
+    loaded = fresh(
+        "import os\n"
+        f"os.environ['MLSERVER_MODEL_REPOSITORY_ROOT'] = {str(digits.parent)!r}\n"
+        "from mlserverless.main import handler\n"
+        f"answer = handler(json.load(open({str(event)!r}, 'rb')), None)\n"
+        "assert json.loads(answer['body'])['outputs'][0]['data'] == [8], answer\n"
+        "print(json.dumps([name for name in sys.modules if name.startswith(('scipy.stats.',"
+        " 'pandas'))]))\n"
+    )
+    assert [] == loaded
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import scipy.stats; print(float(scipy.stats.norm.cdf(0)))", 0.5),
+        ("import scipy; print(float(scipy.stats.norm.cdf(0)))", 0.5),
+        ("from scipy import stats; print(float(stats.mode([1, 1, 2]).mode))", 1.0),
+        ("from scipy.stats import rankdata; print(rankdata([3, 1]).tolist())", [2.0, 1.0]),
+        ("from scipy.stats import chi2; print(float(chi2.cdf(0, 1)))", 0.0),
+        ("from scipy.stats import chi2; print(float(chi2(1).cdf(0)))", 0.0),
+        ("from scipy.stats.mstats import mquantiles; print(mquantiles([1]).tolist())", [1.0] * 3),
+        ("import scipy.stats.distributions as d; print(float(d.norm.cdf(0)))", 0.5),
+        ("import pandas; print(len(pandas.DataFrame({'a': [1]})))", 1),
+        ("import scipy.stats as s, scipy; s.norm; print(json.dumps(scipy.stats is s))", False),
+        ("from scipy.stats._stats_py import mode; print(float(mode([1, 1]).mode))", 1.0),
+    ],
+)
+def test_what_is_asked_of_them_is_the_real_thing(code: str, expected: object) -> None:
+    assert expected == fresh(code)
+
+
+def fitted() -> dict[str, tuple[Any, Any]]:
+    """Every estimator that can be fitted on small data, with the data."""
+    points, labels = make_blobs(n_samples=40, centers=3, n_features=4, random_state=0)
+    points -= points.min()
+    found = {}
+    for name, kind in all_estimators():
+        instances: list[Any] = []
+        with contextlib.suppress(SkipTest):  # it says that it has no example of this kind
+            instances += _construct_instances(kind)
+        for number, estimator in enumerate(instances):
+            rows = _enforce_estimator_tags_X(estimator, points)
+            target = _enforce_estimator_tags_y(estimator, labels)
+            try:
+                found[f"{name}-{number}"] = estimator.fit(rows, target), rows
+            except (ValueError, TypeError, AttributeError, ImportError):
+                continue
+    return found
+
+
+def plain(value: Any) -> Any:
+    """A direct answer as a client finds it: dense, flat lists of JSON's values."""
+    if issparse(value):
+        value = value.toarray()
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    flat = np.asarray(value).ravel().tolist()
+    return [None if isinstance(each, float) and not np.isfinite(each) else each for each in flat]
+
+
+@pytest.mark.filterwarnings("ignore")  # scikit-learn's own, of tiny data
+def test_every_estimator_of_scikit_learn_answers_as_it_does_when_called_directly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected: dict[str, dict[str, Any]] = {}
+    questions = {}
+    for name, (estimator, rows) in fitted().items():
+        answers = {}
+        for method in METHODS:
+            if not callable(getattr(estimator, method, None)):
+                continue
+            ask = functools.partial(getattr(estimator, method), np.asarray(rows, np.float64))
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
+                first, second = plain(ask()), plain(ask())
+                if first == second:  # some draw lots
+                    answers[method] = first
+        if not answers:
+            continue
+        with contextlib.suppress(AttributeError, TypeError, pickle.PicklingError):
+            put_model(tmp_path, name, estimator)
+        if not (tmp_path / name / "model.joblib").exists():
+            continue  # what joblib cannot save, nobody can serve
+        data = np.asarray(rows, np.float64)
+        tensor = {"name": "x", "shape": data.shape, "datatype": "FP64", "data": data.tolist()}
+        questions[name] = {"inputs": [tensor], "outputs": [{"name": each} for each in answers]}
+        expected[name] = answers
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    command = [sys.executable, "-W", "ignore", str(ASK), str(tmp_path)]
+    done = subprocess.run(
+        command, env={"PYTHONPATH": str(ROOT / "handler")}, capture_output=True, check=False
+    )
+    assert 0 == done.returncode, done.stderr.decode()
+    found = json.loads(done.stdout)
+    with capsys.disabled():
+        sys.stdout.write(f"\n  {len(expected)} estimators of scikit-learn asked\n")
+    assert len(expected) > 150
+    for name, answers in expected.items():
+        assert "outputs" in found[name], (name, found[name])
+        got: dict[str, list[Any]] = {}
+        for output in found[name]["outputs"]:
+            got.setdefault(output["name"].rstrip("_0123456789"), []).append(output["data"])
+        for method, values in answers.items():
+            nested = bool(values) and isinstance(values[0], list)
+            flat = list(chain.from_iterable(values)) if nested else values
+            answer = list(chain.from_iterable(got[method]))
+            # the last bits are the processor's, by where an array lies in memory
+            assert [] == differences(flat, answer, f"{name}.{method}")
