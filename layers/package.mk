@@ -6,11 +6,12 @@
 SHELL := /bin/bash
 ARCHITECTURE ?= x86_64
 PLATFORM := $(if $(filter arm64,$(ARCHITECTURE)),aarch64,x86_64)-manylinux_2_28
-PYTHON := $(shell PYENV_VERSION=3.13 uv python find --no-project 3.13 2>/dev/null)
+# not PYTHON: that one names the workshop's, and `make PYTHON=… build` hands it down to here
+PYTHON_OF_LAMBDA := $(shell PYENV_VERSION=3.13 uv python find --no-project 3.13 2>/dev/null)
 
 # $(call install,FOLDER): what requirements.txt pins, without what only developers read
 define install
-	@uv pip install --quiet --target $(1) --python $(PYTHON) --python-version 3.13 \
+	@uv pip install --quiet --target $(1) --python $(PYTHON_OF_LAMBDA) --python-version 3.13 \
 	  --python-platform $(PLATFORM) --only-binary :all: --no-deps --require-hashes \
 	  --link-mode copy -r requirements.txt
 	@# numpy's own testing imports one of its tests
@@ -24,7 +25,7 @@ endef
 # $(call compile,FOLDER,PLACE): bytecode that Lambda takes as it is; PLACE is FOLDER's path there.
 # One process and one order of hashing: what was compiled before leaves its mark in the bytes.
 define compile
-	@PYTHONHASHSEED=0 $(PYTHON) -m compileall -q -j 1 --invalidation-mode unchecked-hash $(3) \
+	@PYTHONHASHSEED=0 $(PYTHON_OF_LAMBDA) -m compileall -q -j 1 --invalidation-mode unchecked-hash $(3) \
 	  -s $(1) -p $(2) $(1)
 endef
 
@@ -36,4 +37,4 @@ endef
 
 .PHONY: python
 python:
-	@[ -n "$(PYTHON)" ] || { echo "build: CPython 3.13 is not here; get it with: uv python install 3.13" >&2; exit 1; }
+	@[ -n "$(PYTHON_OF_LAMBDA)" ] || { echo "build: CPython 3.13 is not here; get it with: uv python install 3.13" >&2; exit 1; }

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,9 +42,12 @@ class Layout:
 
 
 def python_of_lambda() -> str | None:
-    """A CPython of Lambda's version on this machine, if there is one."""
+    """A CPython of Lambda's version on this machine, if there is one.
+
+    No virtual environment: its packages would hide what is missing in the built ones.
+    """
     done = subprocess.run(
-        ["uv", "python", "find", "--no-project", "3.13"],
+        ["uv", "python", "find", "--no-project", "--system", "3.13"],
         env={**os.environ, "PYENV_VERSION": "3.13"},
         capture_output=True,
         text=True,
@@ -108,8 +112,11 @@ def emulator(layout: Layout, **environment: str) -> Iterator[Handler]:
             _wait_for(invocations, process)
             url = f"http://127.0.0.1:{invocations}/2015-03-31/functions/function/invocations"
 
+            one_at_a_time = threading.Lock()
+
             def invoke(event: Any, _: Any = None) -> dict[str, Any]:
-                answer = requests.post(url, data=json.dumps(event), timeout=60)
+                with one_at_a_time:
+                    answer = requests.post(url, data=json.dumps(event), timeout=60)
                 try:
                     found: dict[str, Any] = answer.json()
                 except ValueError as error:
