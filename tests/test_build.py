@@ -88,34 +88,27 @@ def test_the_deployed_package_is_the_function_alone() -> None:
     )  # fmt: skip
 
 
+def complaints(cwd: Path, *command: str) -> list[str]:
+    """What a make that must fail says, without make's own lines."""
+    done = subprocess.run(["make", *command], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    return [line for line in done.stderr.splitlines() if not line.startswith("make")]
+
+
 def test_a_models_layer_without_its_artefact_fails_with_one_line(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "layers", tmp_path / "layers")
     model = tmp_path / "models" / "mine"
     model.mkdir(parents=True)
     (model / "train.py").touch()
-    done = subprocess.run(
-        ["make", "-C", "layers/models", "build-ModelsLayer", f"ARTIFACTS_DIR={tmp_path / 'out'}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if not line.startswith("make")]
-    assert ["build: ../../models/mine has no artefact yet; make one with: make models"] == said
+    target = ["build-ModelsLayer", f"ARTIFACTS_DIR={tmp_path / 'out'}"]
+    sentence = "build: ../../models/mine has no artefact yet; make one with: make models"
+    assert [sentence] == complaints(tmp_path, "-C", "layers/models", *target)
 
 
 def test_a_build_without_lambdas_python_fails_with_one_line_that_says_how_to_get_it() -> None:
-    done = subprocess.run(
-        ["make", "-C", "handler", "build-Function", "PYTHON_OF_LAMBDA=", "ARTIFACTS_DIR=/dev/null"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if not line.startswith("make")]
-    assert ["build: CPython 3.13 is not here; get it with: uv python install 3.13"] == said
+    target = ["build-Function", "PYTHON_OF_LAMBDA=", "ARTIFACTS_DIR=/dev/null"]
+    sentence = "build: CPython 3.13 is not here; get it with: uv python install 3.13"
+    assert [sentence] == complaints(ROOT, "-C", "handler", *target)
 
 
 def test_the_workshops_python_is_not_taken_for_lambdas(tmp_path: Path) -> None:

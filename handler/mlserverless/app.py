@@ -216,7 +216,7 @@ class _Service:
         """The OpenAPI document of the server, or of the model that the path names."""
         from mlserverless import docs  # noqa: PLC0415 - few ask for it, and never a client
 
-        depth = request.scope["path"].partition("/docs")[0].count("/") + 2
+        depth = request.scope["path"].count("/")
         if "name" not in request.path_params:
             return docs.server(depth)
         entry = await self._entry(request)
