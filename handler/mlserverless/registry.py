@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from mlserverless.collector import paused
 from mlserverless.errors import (
     MLServerlessError,
     ModelLoadError,
@@ -130,12 +131,13 @@ class Registry:
 
     def _load(self, entry: Entry) -> Model:
         settings = entry.settings
-        from mlserverless import runtime  # noqa: PLC0415 - numpy, which INIT must not pay
-
         try:
-            artefact = self._repository.fetch(settings)
-            entry.stamp = artefact.stamp
-            model = runtime.load(artefact, settings, self._settings)
+            with paused():
+                from mlserverless import runtime  # noqa: PLC0415 - numpy, which INIT must not pay
+
+                artefact = self._repository.fetch(settings)
+                entry.stamp = artefact.stamp
+                model = runtime.load(artefact, settings, self._settings)
         except ModelLoadError as error:
             failure = ModelLoadError(f"Model {quote(settings.name)} failed to load: {error}")
             entry.failure, entry.failed_at = failure, time.monotonic()

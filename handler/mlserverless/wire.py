@@ -7,7 +7,6 @@ Source: https://github.com/triton-inference-server/server/blob/main/docs/protoco
 
 from __future__ import annotations
 
-import gc
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, Final
 
 import orjson
 
+from mlserverless.collector import paused
 from mlserverless.errors import BadRequest, TooLarge, UnsupportedEncoding, quote
 from mlserverless.protocol import (
     BINARY_HEADER,
@@ -140,16 +140,12 @@ def decode_object(body: bytes) -> JSONObject:
 def _loads(text: bytes | memoryview) -> Any:
     if not text:
         raise BadRequest("the body is empty; an inference request is a JSON object")
-    # a list a row makes the collector run, again and again, over all that scikit-learn holds
-    collecting = gc.isenabled()
-    gc.disable()
     try:
-        return orjson.loads(text)
+        # a list a row makes the collector run, again and again, over all that scikit-learn holds
+        with paused():
+            return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from error
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _header_length(value: str, available: int) -> int:
