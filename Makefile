@@ -21,7 +21,9 @@ export UV_SYSTEM_CERTS ?= 1
 export SAM_CLI_TELEMETRY ?= 0
 export ARCHITECTURE ?= x86_64
 
-.PHONY: help setup models serve test gates check bench build lock clean
+PORT ?= 3000
+
+.PHONY: help setup models serve local test gates check bench build lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -54,6 +56,10 @@ models: setup $(MODELS) ## train the models under models/ whose artefact is miss
 
 serve: setup models ## train the digits model, serve it on 127.0.0.1:8080, send a first request; Ctrl-C ends it
 	@python models/mnist-svm/ask.py http://127.0.0.1:$${MLSERVER_HTTP_PORT:-8080} & exec mlserverless start models/mnist-svm
+
+local: build ## answer on 127.0.0.1:3000 in a container, as Lambda would: sam local (PORT=…; needs Docker)
+	@local/image $(ARCHITECTURE)
+	@exec sam local start-api --port $(PORT) --parameter-overrides Architecture=$(ARCHITECTURE)
 
 test: setup models $(CLIENTS) ## run the tests, with branch coverage
 	@pytest --cov --cov-report=term-missing

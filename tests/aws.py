@@ -31,12 +31,12 @@ class _Quiet(WSGIRequestHandler):
 class S3Server:
     """`asked` holds every request as `METHOD /path`; `fault` a status and S3's code for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self.asked: list[str] = []
         self.fault: tuple[int, str] | None = None
         self._moto = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=_Quiet)
-        self.url = f"http://127.0.0.1:{self._server.port}"
+        self._server = make_server(host, 0, self, threaded=True, request_handler=_Quiet)
+        self.url = f"http://{host}:{self._server.port}"
         self.environment = {"AWS_ENDPOINT_URL_S3": self.url, **CREDENTIALS}
 
     def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:

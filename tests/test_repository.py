@@ -137,6 +137,20 @@ def test_every_settings_file_below_a_prefix_is_a_model(
     assert ("b", True) == (b.name, "not valid JSON" in (b.problem or ""))
 
 
+def test_s3_and_a_folder_list_the_same_models_in_the_same_order(
+    s3: S3Server, tmp_path: Path
+) -> None:
+    folders = ["a", "a-1", "a/b", "a.b", "A"]  # as plain keys, "a-1/" comes before "a/"
+    for folder in folders:
+        settings = json.dumps({"name": folder, "implementation": IMPLEMENTATION}).encode()
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "model-settings.json").write_bytes(settings)
+        s3.put(f"models/{folder}/model-settings.json", settings)
+    in_order = [model.name for model in FolderRepository(str(tmp_path)).models()]
+    assert in_order == [model.name for model in S3Repository(f"s3://{BUCKET}/models").models()]
+    assert sorted(folders) == sorted(in_order)
+
+
 @pytest.mark.parametrize(
     ("location", "uri", "opened"),
     [

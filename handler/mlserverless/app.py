@@ -121,13 +121,15 @@ def request_id(context: object) -> str:
 async def _refused(request: Request, error: Any) -> Response:
     """What the router refuses: no such route, or another method."""
     path, method = quote(request.scope["path"]), quote(request.method)
-    sentence = f"there is no route {path}"
+    sentence, headers = f"there is no route {path}", {}
     if error.status_code == 405:
         sentence = f"{path} does not take {method}"
+        # Starlette keeps the methods in a set, of another order in every process
+        headers["allow"] = ", ".join(sorted(error.headers["Allow"].split(", ")))
     return Response(
         wire.encode_json({"error": sentence}),
         status_code=error.status_code,
-        headers=error.headers,
+        headers=headers,
         media_type=JSON,
     )
 

@@ -182,11 +182,9 @@ class S3Repository(_Sources):
 
     def models(self) -> list[ModelSettings]:
         """What lies under the prefix now: one listing, then every settings file at once."""
-        keys = [
-            key
-            for key in self.s3.keys(self.bucket, self.prefix)
-            if posixpath.basename(key) == MODEL_SETTINGS_FILE
-        ]
+        found = self.s3.keys(self.bucket, self.prefix)
+        keys = [key for key in found if posixpath.basename(key) == MODEL_SETTINGS_FILE]
+        keys.sort(key=lambda key: posixpath.dirname(key).split("/"))  # as a folder is walked
         if len(keys) < 2:
             return [self._read(key) for key in keys]
         with ThreadPoolExecutor(min(_LISTING_THREADS, len(keys))) as pool:

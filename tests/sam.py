@@ -1,0 +1,161 @@
+"""`sam local` on what `make build` made, in real containers; nothing of it is left behind.
+
+The containers run AWS's image or, where none can be pulled, the stand-in of `local/image`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import requests
+
+from emulator import BUILT, ROOT, free_port
+
+DERIVED = "samcli/lambda-python"  # SAM's own images: the runtime, its emulator and the layers
+
+
+def docker(*arguments: str) -> str:
+    """What one docker command says."""
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def docker_answers() -> bool:
+    """Whether there is a Docker to run containers with."""
+    if shutil.which("docker") is None:
+        return False
+    done = subprocess.run(["docker", "version"], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+@contextmanager
+def image() -> Iterator[None]:
+    """Lambda's image, and afterwards none of those that SAM derived from it meanwhile."""
+    before = _derived()
+    subprocess.run([ROOT / "local" / "image"], check=True)
+    try:
+        yield
+    finally:
+        for each in _seen - before:
+            docker("rmi", "--force", each)
+        _seen.clear()
+
+
+_seen: set[str] = set()  # SAM's own images; one loses its name when the next is built
+
+
+def _derived() -> set[str]:
+    return set(docker("images", "--quiet", "--no-trunc", DERIVED).split())
+
+
+def host_for_containers() -> str:
+    """The address at which a container finds this machine, and nobody else does."""
+    line = ["ip", "-4", "-oneline", "address", "show", "docker0"]
+    said = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    return said.split()[3].partition("/")[0]
+
+
+def template(folder: Path, models: Path) -> Path:
+    """The built template, written to `folder`, with other models in the models layer."""
+    layer = folder / "ModelsLayer"
+    shutil.copytree(models, layer / "models")
+    text = (BUILT / "template.yaml").read_text()
+    text = text.replace("ContentUri: ModelsLayer", f"ContentUri: {layer}")
+    text = re.sub(r"(CodeUri|ContentUri): (\w+)$", rf"\1: {BUILT}/\2", text, flags=re.MULTILINE)
+    written = folder / "template.yaml"
+    written.write_text(text)
+    return written
+
+
+def environment(**more: str) -> dict[str, str]:
+    """No credentials of whoever runs this: SAM would ask STS about them."""
+    nobody = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    return {**kept, **nobody, "AWS_DEFAULT_REGION": "us-east-1", "SAM_CLI_TELEMETRY": "0", **more}
+
+
+def command(verb: str, template: Path, parameters: dict[str, str]) -> list[str]:
+    """One `sam local` command line."""
+    line = ["sam", "local", verb, "--template", str(template), "--skip-pull-image"]
+    if parameters:
+        line += ["--parameter-overrides", *(f"{name}={text}" for name, text in parameters.items())]
+    return line
+
+
+@contextmanager
+def start_api(template: Path, **parameters: str) -> Iterator[str]:
+    """`sam local start-api`; yields its URL."""
+    with _started("start-api", template, parameters) as url:
+        yield url
+
+
+@contextmanager
+def start_lambda(template: Path, **parameters: str) -> Iterator[str]:
+    """`sam local start-lambda`; yields the endpoint for boto3."""
+    with _started("start-lambda", template, parameters) as url:
+        yield url
+
+
+def invoke(template: Path, event: Path, **parameters: str) -> str:
+    """`sam local invoke -e EVENT`; returns what it prints on stdout."""
+    line = [*command("invoke", template, parameters), "--event", str(event), "Function"]
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
+    _remove(_containers(done.stderr))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@contextmanager
+def _started(verb: str, template: Path, parameters: dict[str, str]) -> Iterator[str]:
+    port = free_port()
+    line = [*command(verb, template, parameters), "--port", str(port)]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [*line, "--warm-containers", "EAGER"], env=environment(), stdout=log, stderr=log
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_for(url, process, log)
+            _seen.update(_derived())
+            yield url
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+            _remove(_containers(_said(log)))
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: IO[str]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, _said(log)
+        try:
+            requests.get(url, timeout=60)
+        except requests.ConnectionError:
+            time.sleep(0.1)
+        else:
+            return
+    raise AssertionError(_said(log))
+
+
+def _said(log: IO[str]) -> str:
+    log.seek(0)
+    return log.read()
+
+
+def _containers(said: str) -> list[str]:
+    return re.findall(r"SAM_CONTAINER_ID: (\w+)", said)
+
+
+def _remove(containers: list[str]) -> None:
+    """Whatever SAM has not removed itself; one that is gone is as it should be."""
+    for each in containers:
+        subprocess.run(["docker", "rm", "--force", each], capture_output=True, check=False)
