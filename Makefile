@@ -19,11 +19,14 @@ INDEX    = $$(python -m pip config list | sed -n "s/^[a-z:]*\.index-url='\(.*\)'
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_SYSTEM_CERTS ?= 1
 export SAM_CLI_TELEMETRY ?= 0
-export ARCHITECTURE ?= x86_64
+# for another processor alter samconfig.toml, or say ARCHITECTURE=arm64 every time
+export ARCHITECTURE ?= $(shell sed -n 's/^parameter_overrides.*Architecture=\([a-z0-9_]*\).*/\1/p' samconfig.toml)
 
 PORT ?= 3000
+ROOT ?= models
+CHECKOV := .venv-checkov/ready
 
-.PHONY: help setup models serve local test gates check bench build lock clean
+.PHONY: help setup models serve local doctor test gates check bench build lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -47,6 +50,13 @@ $(CLIENTS): requirements/clients.txt | $(READY)
 	    -r requirements/clients.txt && touch $@ \
 	  || echo "setup: left out: no Python from 3.11 to 3.13 to run the clients with"
 
+$(CHECKOV): requirements/checkov.txt | $(READY)
+	@echo "setup: .venv-checkov, apart from the rest: it pins what others need newer"
+	@uv venv --quiet --clear --no-project --python '>=3.11,<3.14' .venv-checkov
+	@env $(INDEX) uv pip install --quiet --python .venv-checkov/bin/python --require-hashes \
+	  -r requirements/checkov.txt
+	@touch $@
+
 models: setup $(MODELS) ## train the models under models/ whose artefact is missing or old
 
 .SECONDEXPANSION:
@@ -61,15 +71,20 @@ local: build ## answer on 127.0.0.1:3000 in a container, as Lambda would: sam lo
 	@local/image $(ARCHITECTURE)
 	@exec sam local start-api --port $(PORT) --parameter-overrides Architecture=$(ARCHITECTURE)
 
+doctor: setup models ## say what would keep the models of ROOT=models (or s3://bucket/prefix) from being served
+	@mlserverless doctor $(ROOT)
+
 test: setup models $(CLIENTS) ## run the tests, with branch coverage
 	@pytest --cov --cov-report=term-missing
 
-gates: setup ## lint, types, floors: everything that needs no run
+gates: setup $(CHECKOV) ## lint, types, floors: everything that needs no run
 	@ruff check .
 	@ruff format --check .
 	@mypy
 	@lint-imports --no-logo
 	@sam validate
+	@.venv-checkov/bin/checkov --quiet --compact --skip-download --framework cloudformation serverless \
+	  --file template.yaml
 
 bench: setup ## measure the request path, beside the least that a script could do
 	@python benchmarks/request_path.py
@@ -77,7 +92,7 @@ bench: setup ## measure the request path, beside the least that a script could d
 check: gates test ## everything that must hold before a commit
 
 clean: ## remove everything that is built
-	@rm -rf $(VENV) .venv-clients .aws-sam build .hypothesis .*_cache .coverage $(MODELS)
+	@rm -rf $(VENV) .venv-clients .venv-checkov .aws-sam build .hypothesis .*_cache .coverage $(MODELS)
 	@find handler -name '*.egg-info' -prune -exec rm -rf {} +
 
 build: setup models ## build the function and its layers for Lambda, as `sam build` does (ARCHITECTURE=arm64)
@@ -91,3 +106,5 @@ lock: $(READY) ## pin the newest allowed versions anew
 	$(LOCK) requirements/runtime.in -o requirements/runtime.txt --constraints requirements/dev.txt
 	uv pip compile --quiet --python-version 3.11 --no-emit-index-url --generate-hashes --no-annotate --no-header \
 	  requirements/clients.in -o requirements/clients.txt --upgrade
+	uv pip compile --quiet --python-version 3.11 --no-emit-index-url --generate-hashes --no-annotate --no-header \
+	  requirements/checkov.in -o requirements/checkov.txt --upgrade

@@ -4,7 +4,9 @@
 # the Python that Lambda runs, bound to no timestamp: a zip file keeps none.
 
 SHELL := /bin/bash
-ARCHITECTURE ?= x86_64
+# SAM does not tell a Makefile for which processor it builds; samconfig.toml says it to both
+HERE := $(dir $(lastword $(MAKEFILE_LIST)))
+ARCHITECTURE ?= $(shell sed -n 's/^parameter_overrides.*Architecture=\([a-z0-9_]*\).*/\1/p' $(HERE)../samconfig.toml)
 PLATFORM := $(if $(filter arm64,$(ARCHITECTURE)),aarch64,x86_64)-manylinux_2_28
 # not PYTHON: that one names the workshop's, and `make PYTHON=… build` hands it down to here
 PYTHON_OF_LAMBDA := $(shell PYENV_VERSION=3.13 uv python find --no-project 3.13 2>/dev/null)

@@ -5,13 +5,14 @@ The containers run AWS's image or, where none can be pulled, the stand-in of `lo
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -57,7 +58,7 @@ def _derived() -> set[str]:
     return set(docker("images", "--quiet", "--no-trunc", DERIVED).split())
 
 
-def host_for_containers() -> str:
+def host_forcontainers() -> str:
     """The address at which a container finds this machine, and nobody else does."""
     line = ["ip", "-4", "-oneline", "address", "show", "docker0"]
     said = subprocess.run(line, capture_output=True, text=True, check=True).stdout
@@ -109,7 +110,7 @@ def invoke(template: Path, event: Path, **parameters: str) -> str:
     """`sam local invoke -e EVENT`; returns what it prints on stdout."""
     line = [*command("invoke", template, parameters), "--event", str(event), "Function"]
     done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
-    _remove(_containers(done.stderr))
+    remove(containers(done.stderr))
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -124,26 +125,27 @@ def _started(verb: str, template: Path, parameters: dict[str, str]) -> Iterator[
         )
         try:
             url = f"http://127.0.0.1:{port}"
-            _wait_for(url, process, log)
+            wait_for(url, process, functools.partial(_said, log))
             _seen.update(_derived())
             yield url
         finally:
             process.terminate()
             process.wait(timeout=60)
-            _remove(_containers(_said(log)))
+            remove(containers(_said(log)))
 
 
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: IO[str]) -> None:
-    deadline = time.monotonic() + 120
+def wait_for(url: str, process: subprocess.Popen[bytes], said: Callable[[], str]) -> None:
+    """Return when something answers there; fail with what was said when the process ends."""
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
-        assert process.poll() is None, _said(log)
+        assert process.poll() is None, said()
         try:
             requests.get(url, timeout=60)
         except requests.ConnectionError:
             time.sleep(0.1)
         else:
             return
-    raise AssertionError(_said(log))
+    raise AssertionError(said())
 
 
 def _said(log: IO[str]) -> str:
@@ -151,11 +153,12 @@ def _said(log: IO[str]) -> str:
     return log.read()
 
 
-def _containers(said: str) -> list[str]:
+def containers(said: str) -> list[str]:
+    """The containers that SAM says it has made."""
     return re.findall(r"SAM_CONTAINER_ID: (\w+)", said)
 
 
-def _remove(containers: list[str]) -> None:
+def remove(made: list[str]) -> None:
     """Whatever SAM has not removed itself; one that is gone is as it should be."""
-    for each in containers:
+    for each in made:
         subprocess.run(["docker", "rm", "--force", each], capture_output=True, check=False)

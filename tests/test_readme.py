@@ -8,13 +8,18 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from botocore.credentials import Credentials
 
+import sam
 from conftest import ROOT
 from doors import local_server, over_http
 from emulator import free_port
+from gateway import gateway
+from mlserverless import main
 from mlserverless.settings import Settings
 
 README = (ROOT / "README.md").read_text()
@@ -25,7 +30,8 @@ def blocks(language: str) -> list[str]:
 
 
 def test_every_command_is_one_that_something_runs() -> None:
-    here = {"make serve", ".venv/bin/mlserverless start models", "make build"}
+    here = {"make serve", ".venv/bin/mlserverless start models", "make build", "make doctor"}
+    here |= {"make local"}
     by_ci = {"make test"}
     assert here | by_ci == {line for block in blocks("sh") for line in block.splitlines()}
     assert by_ci <= set((ROOT / ".ci" / "run").read_text().splitlines())
@@ -51,7 +57,7 @@ def test_make_serve_serves_asks_and_shows_and_the_documented_client_is_answered(
                 said += line
             assert f"serving 1 model(s) of models/mnist-svm on http://127.0.0.1:{port}" in said
             assert '"data":[8]' in said
-            (client,) = blocks("python")
+            client, _ = blocks("python")
             done = subprocess.run(
                 [sys.executable, "-c", client.replace("8080", port)],
                 capture_output=True,
@@ -62,6 +68,94 @@ def test_make_serve_serves_asks_and_shows_and_the_documented_client_is_answered(
         finally:
             os.killpg(serving.pid, signal.SIGINT)  # Ctrl-C reaches the whole group
     assert serving.returncode is not None
+
+
+@pytest.mark.docker
+def test_make_local_answers_the_documented_request_in_a_container(tmp_path: Path) -> None:
+    port = str(free_port())
+    log = tmp_path / "log"
+    with (
+        sam.image(),
+        log.open("wb") as file,
+        subprocess.Popen(
+            ["make", "local", f"PORT={port}"],
+            cwd=ROOT,
+            env=sam.environment(),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        ) as running,
+    ):
+        try:
+            sam.wait_for(f"http://127.0.0.1:{port}", running, log.read_text)
+            client, _ = blocks("python")
+            done = subprocess.run(
+                [sys.executable, "-c", client.replace("8080", port)],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert "'data': [8]" in done.stdout
+        finally:
+            os.killpg(running.pid, signal.SIGINT)  # Ctrl-C reaches the whole group
+            running.wait(timeout=60)
+            sam.remove(sam.containers(log.read_text()))
+    assert "stand-in" in log.read_text() or "AWS's own" in log.read_text()
+
+
+def test_make_doctor_finds_the_models_well() -> None:
+    done = subprocess.run(["make", "doctor"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "ok       mnist-svm v0.1.0 loads\n" == done.stdout
+
+
+SIGNER = Credentials("AKIDEXAMPLE", "secret of the test", "token of the test")
+AWS = {
+    "AWS_REGION": "eu-west-1",
+    "AWS_DEFAULT_REGION": "eu-west-1",
+    "AWS_ACCESS_KEY_ID": SIGNER.access_key,
+    "AWS_SECRET_ACCESS_KEY": SIGNER.secret_key,
+    "AWS_SESSION_TOKEN": SIGNER.token,
+}
+
+
+@pytest.fixture
+def deployed(digits: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """The environment of a client of the API; what is not signed is refused if so asked."""
+    door = main.Door(Settings(model_repository_root=str(digits)))
+    with gateway(door, SIGNER if request.param == "AWS_IAM" else None) as url:
+        yield {**os.environ, **AWS, "URL": url}
+
+
+@pytest.mark.parametrize("deployed", ["AWS_IAM"], indirect=True)
+def test_the_signed_requests_are_answered_and_the_open_one_is_not(deployed: dict[str, str]) -> None:
+    signed, unsigned = blocks("bash")
+    _, client = blocks("python")
+    said = [
+        subprocess.run(line, cwd=ROOT, env=deployed, capture_output=True, text=True, check=True)
+        for line in (["bash", "-c", signed], [sys.executable, "-c", client])
+    ]
+    assert '"data":[8]' in said[0].stdout
+    assert "'data': [8]" in said[1].stdout
+    for environment in (deployed | {"AWS_SECRET_ACCESS_KEY": "another"}, deployed):
+        line = signed if environment is not deployed else unsigned
+        refused = subprocess.run(
+            ["bash", "-c", line],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "Error code: 403" in refused.stdout
+
+
+@pytest.mark.parametrize("deployed", ["NONE"], indirect=True)
+def test_the_open_request_is_answered_where_the_api_is_open(deployed: dict[str, str]) -> None:
+    _, unsigned = blocks("bash")
+    done = subprocess.run(
+        ["bash", "-c", unsigned], cwd=ROOT, env=deployed, capture_output=True, text=True, check=True
+    )
+    assert '"data":[8]' in done.stdout
 
 
 def test_a_folder_of_models_is_served(digits: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import subprocess
@@ -34,18 +35,25 @@ class NoManagedPolicies:
 class Deployed:
     """What CloudFormation would make of the template with some parameters."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **parameters: Any) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, packaged: Any = None, **parameters: Any
+    ) -> None:
         monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
-        source = yaml_parse((ROOT / "template.yaml").read_text())
+        source = copy.deepcopy(packaged) or yaml_parse((ROOT / "template.yaml").read_text())
         for resource in source["Resources"].values():
             for place in {"CodeUri", "ContentUri"} & resource["Properties"].keys():
-                resource["Properties"][place] = "s3://bucket/key"
+                if packaged is None:
+                    resource["Properties"][place] = "s3://bucket/key"
         translated = transform(source, {}, NoManagedPolicies())
         defaults = {name: each["Default"] for name, each in translated["Parameters"].items()}
         self.parameters = defaults | parameters
         self.conditions = translated["Conditions"]
         self.rules = translated["Rules"]
-        self.resources = self.resolved(translated["Resources"])
+        self.resources = {
+            name: self.resolved(each)
+            for name, each in translated["Resources"].items()
+            if "Condition" not in each or self.holds(self.conditions[each["Condition"]])
+        }
 
     def holds(self, test: Any) -> bool:
         """Whether a condition function is true."""
@@ -223,6 +231,8 @@ def test_warmth_is_one_parameter_and_work_at_init_goes_with_it(
         function.get("SnapStart"),
         alias.get("ProvisionedConcurrencyConfig"),
     )
+    targets = deployed.of_type("AWS::ApplicationAutoScaling::ScalableTarget")
+    assert (["WarmTarget"] if provisioned else []) == list(targets)
     variables = function["Environment"]["Variables"]
     assert preload == variables["MLSERVER_LOAD_MODELS_AT_STARTUP"]
 
@@ -286,3 +296,46 @@ def test_cors_is_off_unless_an_origin_is_named(monkeypatch: pytest.MonkeyPatch) 
 
     assert cors() is None
     assert ["https://page"] == cors(CorsOrigin="https://page")["allowOrigins"]
+
+
+VALUES = {
+    "Auth": ["AWS_IAM", "JWT", "NONE"],
+    "ModelBucket": ["", "b"],
+    "ModelKeyArn": ["", KEY],
+    "Warmth": ["none", "snapstart", "provisioned"],
+    "CorsOrigin": ["", "https://page"],
+    "AlarmTopicArn": ["", "arn:t"],
+    "ReservedConcurrency": [-1, 5],
+    "Architecture": ["x86_64", "arm64"],
+    "Deployment": ["AllAtOnce", "Canary10Percent5Minutes", "Linear10PercentEvery1Minute"],
+}
+
+
+@pytest.mark.parametrize("auth", VALUES["Auth"])
+@pytest.mark.parametrize("bucket", VALUES["ModelBucket"])
+@pytest.mark.parametrize("warmth", VALUES["Warmth"])
+def test_whatever_is_chosen_no_grant_is_wide_and_no_route_open_by_accident(
+    monkeypatch: pytest.MonkeyPatch, auth: str, bucket: str, warmth: str
+) -> None:
+    chosen = {"Auth": auth, "ModelBucket": bucket, "Warmth": warmth, "WarmCount": 2}
+    more = [(name, value) for name, values in VALUES.items() for value in values]
+    for name, value in more:
+        if name in chosen:
+            continue
+        deployed = Deployed(monkeypatch, **chosen | {name: value})
+        assert {("xray:PutTraceSegments", "*"), ("xray:PutTelemetryRecords", "*")} == {
+            grant for grant in deployed.grants if "*" in grant[0] or grant[1] == "*"
+        }
+        assert (OF_S3 <= deployed.grants) == bool(bucket)
+        route = deployed.of_type("AWS::ApiGatewayV2::Api")["Api"]["Body"]["paths"]["$default"]
+        method = route["x-amazon-apigateway-any-method"]
+        assert (auth != "NONE") == bool(method.get("security"))
+
+
+def test_checkov_is_told_in_words_why_a_finding_is_none(template: Any) -> None:
+    skips = [
+        skip
+        for resource in template["Resources"].values()
+        for skip in resource.get("Metadata", {}).get("checkov", {}).get("skip", [])
+    ]
+    assert [] == [skip["id"] for skip in skips if len(skip["comment"].split()) < 8]

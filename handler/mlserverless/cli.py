@@ -17,7 +17,7 @@ from dataclasses import replace
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from mlserverless import __version__, wire
+from mlserverless import __version__, doctor, wire
 from mlserverless.app import create_app
 from mlserverless.errors import SettingsError
 from mlserverless.protocol import JSON
@@ -29,14 +29,25 @@ USAGE_ERROR = 2  # argparse's own code for a command that cannot be carried out 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a failure is one line on stderr and the status 2."""
+    """Run one command; a failure is one line on stderr and the status 2.
+
+    `doctor` has the status 1 when it found a problem.
+    """
     parser = argparse.ArgumentParser(prog="mlserverless", description=__doc__)
     parser.add_argument("--version", action="version", version=f"mlserverless {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("start", help="serve a folder of models over HTTP")
     command.add_argument("folder", help="holds model-settings.json files, itself or below")
+    command = commands.add_parser("doctor", help="say what would keep models from being served")
+    command.add_argument(
+        "root",
+        nargs="?",
+        default=os.environ.get("MLSERVER_MODEL_REPOSITORY_ROOT", "models"),
+        help="a folder, or s3://bucket/prefix",
+    )
+    given = parser.parse_args(arguments)
     try:
-        return _start(parser.parse_args(arguments).folder)
+        return _doctor(given.root) if given.command == "doctor" else _start(given.folder)
     except (SettingsError, OSError) as error:
         words = error.strerror if isinstance(error, OSError) else str(error)
         print(f"mlserverless: {words}", file=sys.stderr)
@@ -76,6 +87,14 @@ def _start(folder: str) -> int:
     with suppress(KeyboardInterrupt):  # uvicorn has shut down and hands Ctrl-C on
         server.run(sockets=[listener])
     return 0
+
+
+def _doctor(root: str) -> int:
+    logging.getLogger("mlserverless").addHandler(logging.NullHandler())  # the lines say it all
+    findings = list(doctor.examine(root, Settings.load()))
+    for well, sentence in findings:
+        print(f"{'ok' if well else 'problem':8} {sentence}")
+    return 0 if all(well for well, _ in findings) else 1
 
 
 class _Http(HttpToolsProtocol):

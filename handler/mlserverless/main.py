@@ -12,7 +12,7 @@ from typing import Any
 
 from mangum import Mangum
 
-from mlserverless import events
+from mlserverless import events, snapshot
 from mlserverless.app import create_app, internal_error, request_id
 from mlserverless.errors import MLServerlessError, SettingsError
 from mlserverless.registry import Registry
@@ -55,6 +55,7 @@ class Door:
         self.mangum = Mangum(app, lifespan="off")
         if settings.load_models_at_startup:
             self.registry.load_all()
+        snapshot.register(self.registry)
 
     def __call__(self, event: Any, context: Any) -> events.Answer:
         """A whole event in, a whole proxy answer out; never raises."""

@@ -130,7 +130,7 @@ class Registry:
             return entry.model
 
     def _load(self, entry: Entry) -> Model:
-        settings = entry.settings
+        settings, started = entry.settings, time.monotonic()
         try:
             with paused():
                 from mlserverless import runtime  # noqa: PLC0415 - numpy, which INIT must not pay
@@ -144,6 +144,8 @@ class Registry:
             log.error("%s", failure)  # noqa: TRY400 - the sentence says it all
             raise failure from error
         entry.failure = None
+        milliseconds = 1000 * (time.monotonic() - started)
+        log.info("model %s loaded in %d ms", quote(settings.name), milliseconds)
         return model
 
     # ── the repository API ──────────────────────────────────────────────────────────────
@@ -177,8 +179,19 @@ class Registry:
             for entry in versions.values():
                 try:
                     self.get(entry)
+                except ModelLoadError:
+                    continue  # it has been logged where it happened
                 except MLServerlessError as error:
                     log.error("%s", error)  # noqa: TRY400 - the sentence says it all
+
+    def loaded(self) -> list[Model]:
+        """Every model that is in memory."""
+        entries = [entry for versions in self._found().values() for entry in versions.values()]
+        return [entry.model for entry in entries if entry.model is not None]
+
+    def reconnect(self) -> None:
+        """Ask the repository over new connections from now on."""
+        self._repository.reconnect()
 
     def unready(self) -> str | None:
         """Why this server is not ready, or None: the repository must be readable."""

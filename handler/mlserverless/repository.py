@@ -60,6 +60,9 @@ class Repository(Protocol):
     def stamp(self, model: ModelSettings) -> str:
         """The stamp that `fetch` would give, without its bytes; empty when it is not there."""
 
+    def reconnect(self) -> None:
+        """Forget connections that a snapshot has kept."""
+
 
 def open_repository(root: str) -> Repository:
     """The repository that `root` names: a folder's path or `s3://bucket/prefix`."""
@@ -70,6 +73,10 @@ class _Sources:
     """Opens an artefact wherever its settings say it is; S3 is one client for all."""
 
     def __init__(self) -> None:
+        self.s3 = S3()
+
+    def reconnect(self) -> None:
+        """A new client, made at the next question; see Repository."""
         self.s3 = S3()
 
     def fetch(self, model: ModelSettings) -> Artefact:
@@ -243,6 +250,12 @@ class S3:
             answer = self._unless_missing(self.client.head_object, bucket, key)
             return "" if answer is None else str(answer["ETag"])
 
+    def region(self, bucket: str) -> str:
+        """Where a bucket lies."""
+        with _asking(bucket):
+            found = self.client.head_bucket(Bucket=bucket)
+            return str(found.get("BucketRegion") or self.client.meta.region_name)
+
     def _get(self, bucket: str, key: str) -> tuple[bytes, str] | None:
         deadline = time.monotonic() + _DEADLINE
         with _asking(bucket):
@@ -322,6 +335,7 @@ _DENIED: Final = "access to bucket {bucket} is denied ({code})"
 _REGION: Final = "bucket {bucket} lies in another region ({code})"
 _FOR_GOOD: Final[dict[str, str]] = {
     "NoSuchBucket": "bucket {bucket} does not exist",
+    "404": "bucket {bucket} does not exist",
     "AccessDenied": _DENIED,
     "403": _DENIED,
     "ExpiredToken": _DENIED,
