@@ -58,7 +58,7 @@ def _derived() -> set[str]:
     return set(docker("images", "--quiet", "--no-trunc", DERIVED).split())
 
 
-def host_forcontainers() -> str:
+def host_for_containers() -> str:
     """The address at which a container finds this machine, and nobody else does."""
     line = ["ip", "-4", "-oneline", "address", "show", "docker0"]
     said = subprocess.run(line, capture_output=True, text=True, check=True).stdout

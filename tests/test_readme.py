@@ -108,13 +108,14 @@ def test_make_doctor_finds_the_models_well() -> None:
     assert "ok       mnist-svm v0.1.0 loads\n" == done.stdout
 
 
-SIGNER = Credentials("AKIDEXAMPLE", "secret of the test", "token of the test")
+TOKEN = "token of the test"
+SIGNER = Credentials("AKIDEXAMPLE", "secret of the test", TOKEN)
 AWS = {
     "AWS_REGION": "eu-west-1",
     "AWS_DEFAULT_REGION": "eu-west-1",
     "AWS_ACCESS_KEY_ID": SIGNER.access_key,
     "AWS_SECRET_ACCESS_KEY": SIGNER.secret_key,
-    "AWS_SESSION_TOKEN": SIGNER.token,
+    "AWS_SESSION_TOKEN": TOKEN,
 }
 
 

@@ -298,7 +298,7 @@ def test_cors_is_off_unless_an_origin_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert ["https://page"] == cors(CorsOrigin="https://page")["allowOrigins"]
 
 
-VALUES = {
+VALUES: dict[str, list[Any]] = {
     "Auth": ["AWS_IAM", "JWT", "NONE"],
     "ModelBucket": ["", "b"],
     "ModelKeyArn": ["", KEY],
