@@ -108,7 +108,7 @@ def test_make_doctor_finds_the_models_well() -> None:
     assert "ok       mnist-svm v0.1.0 loads\n" == done.stdout
 
 
-TOKEN = "token of the test"
+TOKEN = "token of the test"  # noqa: S105 - of nobody
 SIGNER = Credentials("AKIDEXAMPLE", "secret of the test", TOKEN)
 AWS = {
     "AWS_REGION": "eu-west-1",
