@@ -72,6 +72,24 @@ def test_the_only_sources_are_our_own(digits: Path) -> None:
         assert (path.parent / "__pycache__" / f"{path.stem}.cpython-313.pyc").exists()
 
 
+def test_whatever_is_imported_late_can_be_imported_from_what_was_built() -> None:
+    """An import that fails must not fail at a request."""
+    path = [BUILT / "Function", BUILT / "SklearnLayer" / "python"]
+    code = "import importlib, mlserverless.imports as i\n"
+    code += "for name, names in i.LATE.items():\n"
+    code += "    module = i._real(name)\n"
+    code += "    assert all(hasattr(module, each) for each in names), name\n"
+    code += "assert not [m for m in i.sys.modules.values() if isinstance(m, i._LateModule)]"
+    done = subprocess.run(
+        [python or "", "-c", code],
+        env={"PYTHONPATH": ":".join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+
+
 def test_two_builds_of_one_commit_are_byte_identical() -> None:
     first = digests()
     subprocess.run(["make", "build"], cwd=ROOT, check=True, capture_output=True)
@@ -81,7 +99,7 @@ def test_two_builds_of_one_commit_are_byte_identical() -> None:
 def test_the_deployed_package_is_the_function_alone() -> None:
     ours = {path.name for path in (BUILT / "Function" / "mlserverless").glob("*.py")}
     source = {path.name for path in (ROOT / "handler" / "mlserverless").glob("*.py")}
-    assert source - {"cli.py"} == ours
+    assert source - {"cli.py", "doctor.py"} == ours
     assert ["mnist-svm.joblib", "model-settings.json", "settings.json"] == sorted(
         path.name for path in (BUILT / "ModelsLayer" / "models" / "mnist-svm").iterdir()
         if path.name != "ask.py"

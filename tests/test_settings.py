@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from mlserverless.errors import SettingsError
-from mlserverless.settings import ModelSettings, Settings
+from mlserverless.settings import ModelSettings, Settings, limit_threads
 
 IMPLEMENTATION = {"implementation": "mlserver_sklearn.SKLearnModel"}
 
@@ -189,3 +190,18 @@ def test_what_the_table_ignores_may_be_there_and_changes_nothing(tmp_path: Path)
     of_parameters = {name.removeprefix("parameters.") for name in names if "." in name}
     declared = {**IMPLEMENTATION, **fields, "parameters": dict.fromkeys(of_parameters, strange)}
     assert parsed(IMPLEMENTATION) == parsed(declared)
+
+
+@pytest.mark.parametrize(
+    ("memory", "threads"),
+    [(None, "1"), ("512", "1"), ("1769", "1"), ("3538", "2"), ("10240", "5"), ("much", "1")],
+)
+def test_as_many_threads_as_lambda_gives_processors(
+    monkeypatch: pytest.MonkeyPatch, memory: str | None, threads: str
+) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # the owner's own
+    if memory is not None:
+        monkeypatch.setenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", memory)
+    limit_threads()
+    assert (threads, "7") == (os.environ["OPENBLAS_NUM_THREADS"], os.environ["OMP_NUM_THREADS"])

@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
+from mlserverless import imports  # noqa: F401 # isort: skip # first: what FastAPI imports may wait
+
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -48,6 +50,7 @@ def create_app(registry: Registry, settings: Settings, *, threads: bool) -> Fast
         redoc_url=None,
         redirect_slashes=False,
         exception_handlers={HTTPException: _refused},
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # X-Ray's, on Lambda
     )
     # the busiest route first: they are tried in this order
     for prefix in _INFERENCE:

@@ -42,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument(
         "root",
         nargs="?",
-        default=os.environ.get("MLSERVER_MODEL_REPOSITORY_ROOT", "models"),
-        help="a folder, or s3://bucket/prefix",
+        help="a folder, or s3://bucket/prefix; without it, what the settings say",
     )
     given = parser.parse_args(arguments)
     try:
@@ -89,9 +88,10 @@ def _start(folder: str) -> int:
     return 0
 
 
-def _doctor(root: str) -> int:
+def _doctor(root: str | None) -> int:
     logging.getLogger("mlserverless").addHandler(logging.NullHandler())  # the lines say it all
-    findings = list(doctor.examine(root, Settings.load()))
+    settings = Settings.load()
+    findings = list(doctor.examine(root or settings.model_repository_root, settings))
     for well, sentence in findings:
         print(f"{'ok' if well else 'problem':8} {sentence}")
     return 0 if all(well for well, _ in findings) else 1

@@ -17,7 +17,7 @@ from mlserverless.app import create_app, internal_error, request_id
 from mlserverless.errors import MLServerlessError, SettingsError
 from mlserverless.registry import Registry
 from mlserverless.repository import open_repository
-from mlserverless.settings import Settings
+from mlserverless.settings import Settings, limit_threads
 
 # "METHOD path status" of every request is the access log's to say
 logging.getLogger("mangum.http").setLevel(logging.WARNING)
@@ -76,6 +76,7 @@ class Door:
 
 def _open() -> Any:
     """The handler, or one that says on every request what is wrong with the settings."""
+    limit_threads()
     try:
         return Door(Settings.load())
     except SettingsError as error:

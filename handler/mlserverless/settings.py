@@ -304,3 +304,20 @@ def _tensor(name: str, value: object) -> TensorMetadata:
         shape=tuple(shape),
         parameters=parameters,
     )
+
+
+def takes_snapshots() -> bool:
+    """Whether Lambda will take a snapshot of this process when INIT is over (SnapStart)."""
+    return os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
+
+
+def limit_threads() -> None:
+    """As many BLAS and OpenMP threads as Lambda gives processors: one for 1,769 MB of memory.
+
+    More would only wait for each other, and are made while numpy is imported. What the owner
+    has set stays. To be called before numpy is imported.
+    """
+    memory = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "")
+    processors = max(1, int(memory) // 1769) if memory.isdecimal() else 1
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(variable, str(processors))

@@ -7,16 +7,16 @@ Source: https://docs.aws.amazon.com/lambda/latest/dg/snapstart-runtime-hooks-pyt
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 
 from mlserverless.registry import Registry
+from mlserverless.settings import takes_snapshots
 
 
 def register(registry: Registry) -> None:
     """Have the runtime call `prepare` and `renew`, where it takes snapshots."""
-    if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") != "snap-start":
+    if not takes_snapshots():
         return
     import snapshot_restore_py as hooks  # noqa: PLC0415 - Lambda's runtime brings it
 
