@@ -25,6 +25,7 @@ export ARCHITECTURE ?= $(shell sed -n 's/^parameter_overrides.*Architecture=\([a
 PORT ?= 3000
 ROOT ?= models
 CHECKOV := .venv-checkov/ready
+MLSERVER := .venv-mlserver/ready
 
 .PHONY: help setup models serve local doctor test gates check bench build lock clean
 
@@ -86,13 +87,21 @@ gates: setup $(CHECKOV) ## lint, types, floors: everything that needs no run
 	@.venv-checkov/bin/checkov --quiet --compact --skip-download --framework cloudformation serverless \
 	  --file template.yaml
 
-bench: setup ## measure the request path, beside the least that a script could do
-	@python benchmarks/request_path.py
+bench: build $(MLSERVER) ## measure every figure beside its peers (wrk is wanted, too); part of it: PART=cold_start
+	@command -v wrk >/dev/null || { echo "bench: wrk is not here; get it with: apt-get install wrk" >&2; exit 1; }
+	@python benchmarks/run.py $(PART)
+
+$(MLSERVER): requirements/mlserver.txt | $(READY)
+	@echo "setup: .venv-mlserver, the peer"
+	@uv venv --quiet --clear --no-project --python '>=3.11,<3.13' .venv-mlserver
+	@env $(INDEX) uv pip install --quiet --python .venv-mlserver/bin/python --compile-bytecode --require-hashes \
+	  -r requirements/mlserver.txt
+	@touch $@
 
 check: gates test ## everything that must hold before a commit
 
 clean: ## remove everything that is built
-	@rm -rf $(VENV) .venv-clients .venv-checkov .aws-sam build .hypothesis .*_cache .coverage $(MODELS)
+	@rm -rf $(VENV) .venv-clients .venv-checkov .venv-mlserver .aws-sam build .hypothesis .*_cache .coverage $(MODELS)
 	@find handler -name '*.egg-info' -prune -exec rm -rf {} +
 
 build: setup models ## build the function and its layers for Lambda, as `sam build` does (ARCHITECTURE=arm64)
@@ -108,3 +117,5 @@ lock: $(READY) ## pin the newest allowed versions anew
 	  requirements/clients.in -o requirements/clients.txt --upgrade
 	uv pip compile --quiet --python-version 3.11 --no-emit-index-url --generate-hashes --no-annotate --no-header \
 	  requirements/checkov.in -o requirements/checkov.txt --upgrade
+	uv pip compile --quiet --python-version 3.11 --no-emit-index-url --generate-hashes --no-annotate --no-header \
+	  requirements/mlserver.in -o requirements/mlserver.txt --upgrade

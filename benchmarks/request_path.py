@@ -1,22 +1,11 @@
-"""What the request path costs, beside the least that a script could do.
-
-    make bench
-
-Each pair is measured in turns in one run; medians count. A number here is for people; what
-a user would feel as a regression is a budget in the tests.
-"""
+"""What the request path costs, beside the least that a script could do."""
 
 from __future__ import annotations
 
 import base64
-import datetime as dt
 import json
-import platform
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mlserverless.main import Door
 from mlserverless.settings import Settings
+from rows import Row, in_turns, ratio, timed
 
 BODY = 5_000_000  # bytes of JSON
 SETTINGS = {"name": "m", "implementation": "mlserver_sklearn.SKLearnModel"}
@@ -45,19 +35,8 @@ def event(body: bytes, **headers: str) -> dict[str, Any]:
     }
 
 
-def in_turns(rounds: int, *works: Callable[[], Any]) -> list[float]:
-    """Median seconds of each, measured one after the other, round by round."""
-    times: list[list[float]] = [[] for _ in works]
-    for _ in range(rounds):
-        for work, taken in zip(works, times, strict=True):
-            start = time.perf_counter()
-            work()
-            taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in times]
-
-
-def main() -> None:
-    """Print the table that README shows."""
+def rows() -> list[Row]:
+    """One row of data, and five megabytes in JSON and in binary."""
     iris = load_iris()
     model = LogisticRegression(max_iter=1000).fit(iris.data, iris.target)
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +54,7 @@ def main() -> None:
         row = iris.data[:1]
         small = event(json.dumps({"inputs": [{**tensor(row), "data": row.tolist()}]}).encode())
         ask(small)
-        predict, one = in_turns(2000, lambda: model.predict(row), lambda: ask(small))
+        predict, one = in_turns(2000, timed(lambda: model.predict(row)), timed(lambda: ask(small)))
 
         noise = np.random.default_rng(0).normal(scale=0.1, size=(80_000, 4))
         rows = np.tile(iris.data, (600, 1))[:80_000] + noise
@@ -97,18 +76,14 @@ def main() -> None:
             data = np.array(json.loads(text)["inputs"][0]["data"])
             return json.dumps({"data": model.predict(data).tolist()})
 
-        plain, as_json, as_binary = in_turns(15, script, lambda: ask(large), lambda: ask(binary))
+        plain, as_json, as_binary = in_turns(
+            15, timed(script), timed(lambda: ask(large)), timed(lambda: ask(binary))
+        )
 
-    print("| what | measured | goal |\n| --- | --- | --- |")
-    print(f"| 1 row through `handler(event)`, over `model.predict` itself | "
-          f"{(one - predict) * 1e3:.3f} ms | 0.10 ms |")  # fmt: skip
-    print(f"| {len(text) / 1e6:.0f} MB of JSON, over `json.loads + np.array + predict "
-          f"+ json.dumps` | {as_json / plain:.2f} | 0.30 |")  # fmt: skip
-    print(f"| the same tensor in binary, over the same | {as_binary / plain:.3f} | 0.05 |")
-    parts = ", ".join(f"{name} {version(name)}" for name in ("scikit-learn", "numpy", "orjson"))
-    today = dt.datetime.now(tz=dt.UTC).date()
-    print(f"\n{today}, Python {platform.python_version()}, {parts}, {platform.machine()}")
-
-
-if __name__ == "__main__":
-    main()
+    peer = "json.loads + np.array + predict + json.dumps"
+    over = (statistics.median(one) - statistics.median(predict)) * 1e3
+    return [
+        Row("1 row through `handler(event)`", "over `model.predict`", over, 0.10, "ms"),
+        Row(f"{len(text) / 1e6:.0f} MB JSON body", peer, ratio(as_json, plain), 0.30),
+        Row("the same tensor in binary", peer, ratio(as_binary, plain), 0.05),
+    ]
