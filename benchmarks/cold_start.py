@@ -17,6 +17,7 @@ STOCK = ROOT / "build" / "stock"
 MODELS = BUILT / "ModelsLayer" / "models"
 EVENT = ROOT / "events" / "http-api-infer.json"
 QUESTION = ROOT / "events" / "requests" / "digit.json"
+PARTS = ("layers/sklearn", "handler")
 ROUNDS = 9
 
 BARE = f"""
@@ -47,9 +48,9 @@ def stock(python: str) -> None:
     if (STOCK / "ready").exists():
         return
     target = ["uv", "pip", "install", "--quiet", "--target", str(STOCK), "--python", python]
-    for part in ("layers/sklearn", "handler"):
-        pins = ["--no-deps", "--require-hashes", "-r", str(ROOT / part / "requirements.txt")]
-        subprocess.run([*target, *pins], check=True)
+    constraints = [f"--constraint={ROOT / part / 'requirements.txt'}" for part in PARTS]
+    # not pandas: scikit-learn would import it, where it is
+    subprocess.run([*target, *constraints, "scikit-learn", "fastapi"], check=True)
     mode = ["--invalidation-mode", "unchecked-hash"]
     subprocess.run([python, "-m", "compileall", "-q", *mode, str(STOCK)], check=False)
     (STOCK / "ready").touch()

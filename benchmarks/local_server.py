@@ -78,17 +78,18 @@ def serving(command: list[str], folder: Path, **settings: object) -> Iterator[Ru
     port = free_port()
     declared = {"http_port": port, "host": "127.0.0.1", **settings}
     (folder / "settings.json").write_text(json.dumps(declared))
+    log = (folder.parent / "log").open("w+")
     start = time.perf_counter()
     process = subprocess.Popen(
         [*command, "start", str(folder)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
         start_new_session=True,
     )
     try:
         while post(port, BODY) != 200:
-            assert process.poll() is None, "it ended"
-            time.sleep(0.01)
+            assert process.poll() is None, Path(log.name).read_text()
+            time.sleep(0.02)
         seconds = time.perf_counter() - start
         yield Running(port, seconds, megabytes(process.pid))
     finally:
@@ -103,7 +104,7 @@ def serving(command: list[str], folder: Path, **settings: object) -> Iterator[Ru
 def requests_a_second(port: int, seconds: int = 4) -> float:
     """With 8 clients, by wrk."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(f"wrk.method = 'POST'\nwrk.body = [[{BODY.decode()}]]\n")
+        script.write(f"wrk.method = 'POST'\nwrk.body = [==[{BODY.decode()}]==]\n")
         script.flush()
         line = ["wrk", "-t1", "-c8", f"-d{seconds}s", "-s", script.name]
         said = subprocess.run(
@@ -125,7 +126,11 @@ def rows() -> list[Row]:
         shutil.copytree(ROOT / "models" / "mnist-svm", folder, ignore=ignored)
         ports: dict[str, object] = {"grpc_port": free_port(), "metrics_port": free_port()}
         alone = {"parallel_workers": 0, **ports}
-        kinds = ((ours, {}), (theirs, ports), (theirs, alone))
+        kinds: tuple[tuple[list[str], dict[str, object]], ...] = (
+            (ours, {}),
+            (theirs, ports),
+            (theirs, alone),
+        )
         started: list[list[Running]] = [[], [], []]
         for _ in range(STARTS):
             for (command, settings), kept in zip(kinds, started, strict=True):

@@ -17,9 +17,9 @@ from dataclasses import replace
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from mlserverless import __version__, doctor, wire
+from mlserverless import __version__, doctor, profile, wire
 from mlserverless.app import create_app
-from mlserverless.errors import SettingsError
+from mlserverless.errors import MLServerlessError, SettingsError
 from mlserverless.protocol import JSON
 from mlserverless.registry import Registry
 from mlserverless.repository import open_repository
@@ -44,10 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="?",
         help="a folder, or s3://bucket/prefix; without it, what the settings say",
     )
+    command = commands.add_parser("profile", help="say where each model's cold start goes")
+    command.add_argument("root", help="a folder, or s3://bucket/prefix")
+    command.add_argument("--svg", metavar="FILE", help="draw it, too")
     given = parser.parse_args(arguments)
     try:
-        return _doctor(given.root) if given.command == "doctor" else _start(given.folder)
-    except (SettingsError, OSError) as error:
+        if given.command == "start":
+            return _start(given.folder)
+        if given.command == "profile":
+            return _profile(given.root, given.svg)
+        return _doctor(given.root)
+    except (MLServerlessError, OSError) as error:
         words = error.strerror if isinstance(error, OSError) else str(error)
         print(f"mlserverless: {words}", file=sys.stderr)
         return USAGE_ERROR
@@ -95,6 +102,18 @@ def _doctor(root: str | None) -> int:
     for well, sentence in findings:
         print(f"{'ok' if well else 'problem':8} {sentence}")
     return 0 if all(well for well, _ in findings) else 1
+
+
+def _profile(root: str, svg: str | None) -> int:
+    repository = open_repository(root)
+    found = [profile.profile(root, name) for name in sorted({m.name for m in repository.models()})]
+    if not found:
+        raise SettingsError(f"no model-settings.json below {root}")
+    print(profile.table(found))
+    if svg is not None:
+        with open(svg, "w", encoding="utf-8") as file:
+            file.write(profile.picture(found))
+    return 0
 
 
 class _Http(HttpToolsProtocol):

@@ -1,7 +1,7 @@
 """Imports that wait: what FastAPI and scikit-learn import and a request may never use.
 
 A late module is in its place, empty, and imported for good when something of it is asked for.
-What FastAPI or scikit-learn itself takes by `from module import name` (the table below) is a
+What FastAPI, anyio or scikit-learn itself takes by `from module import name` (the table below) is a
 stand-in that becomes the real thing when it is called, looked into or asked about; nobody else
 ever gets a stand-in, an unpickler least of all. No answer changes.
 """
@@ -16,6 +16,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, Final
 
+from mlserverless.settings import without_plugins
+
 _NARWHALS: Final = "narwhals.stable.v2"  # asks scikit-learn's inputs whether they are tables
 
 # Each late module, with the names that are stood in for. What is missing here is imported at
@@ -25,6 +27,20 @@ LATE: Final[dict[str, frozenset[str]]] = {
     for name, names in {
         "fastapi.openapi.models": "APIKey APIKeyIn Example HTTPBase HTTPBearer OAuth2 OAuthFlows "
         "OpenAPI OpenIdConnect SecurityBase",
+        "anyio._core._fileio": "AsyncFile Path open_file wrap_file",
+        "anyio._core._subprocesses": "open_process run_process",
+        "anyio._core._tempfile": "NamedTemporaryFile SpooledTemporaryFile TemporaryDirectory "
+        "TemporaryFile gettempdir gettempdirb mkdtemp mkstemp",
+        "anyio.streams.tls": "TLSConnectable TLSStream",
+        "anyio.to_process": "",
+        "asyncio.sslproto": "",
+        "fastapi.openapi.docs": "get_redoc_html get_swagger_ui_html "
+        "get_swagger_ui_oauth2_redirect_html",
+        "fastapi.openapi.utils": "get_openapi",
+        "fastapi.security.api_key": "APIKeyCookie APIKeyHeader APIKeyQuery",
+        "fastapi.security.http": "HTTPAuthorizationCredentials HTTPBasic HTTPBasicCredentials "
+        "HTTPBearer HTTPDigest",
+        "fastapi.security.open_id_connect_url": "OpenIdConnect",
         "fastapi.security.oauth2": "OAuth2 OAuth2AuthorizationCodeBearer OAuth2PasswordBearer "
         "OAuth2PasswordRequestForm OAuth2PasswordRequestFormStrict SecurityScopes",
         "narwhals": "",
@@ -52,11 +68,18 @@ LATE: Final[dict[str, frozenset[str]]] = {
         "scipy.spatial.distance": "cdist pdist squareform",
         "scipy.special": "betaln binom boxcox comb digamma erf expit gamma gammainc gammaln "
         "inv_boxcox kv logsumexp xlogy",
+        "ssl": "",
         "scipy.stats": "chi2 gmean rankdata spearmanr",
     }.items()
 }
-# Extension modules that need nothing of the late package they lie in.
-_ALONE: Final = frozenset({"scipy.linalg.cython_blas", "scipy.linalg.cython_lapack"})
+# Modules that need nothing of the late package they lie in, and what they are wanted for.
+_ALONE: Final = {
+    "scipy.linalg.cython_blas": "",
+    "scipy.linalg.cython_lapack": "",
+    "scipy.sparse.linalg._interface": "LinearOperator",  # which scikit-learn subclasses at import
+}
+# Who gets stand-ins; importlib looks whether a name is there before its taker takes it.
+_TAKERS: Final = ("anyio", "fastapi.", "importlib.", "sklearn.")
 _lock = threading.Lock()
 _sklearn_lock = threading.Lock()
 
@@ -86,8 +109,7 @@ class _LateModule(ModuleType):
             )  # Python's own questions, and of whoever looks at all modules
         if name in LATE[self.__name__]:
             importer = sys._getframe(1).f_globals.get("__name__", "")  # noqa: SLF001 - no other way
-            # importlib looks whether the name is there, before the importer takes it
-            if importer.startswith(("sklearn.", "fastapi.", "importlib.")):
+            if importer.startswith(_TAKERS):
                 return _StandIn(self.__name__, name)
         child = f"{self.__name__}.{name}"
         if child in LATE:
@@ -127,6 +149,9 @@ class _StandIn:
         self._module, self._name = module, name
 
     def _real(self) -> Any:
+        for alone, name in _ALONE.items():
+            if name == self._name and alone.startswith(self._module):
+                return getattr(importlib.import_module(alone), name)
         return getattr(_real(self._module), self._name)
 
     @property  # type: ignore[misc] # nobody sets it
@@ -213,3 +238,4 @@ class _Found:
 
 _finder: Final = _Finder()
 sys.meta_path.insert(0, _finder)
+without_plugins()

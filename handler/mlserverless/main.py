@@ -6,6 +6,8 @@ or anything below it, raises becomes a JSON answer.
 
 from __future__ import annotations
 
+from mlserverless import imports  # noqa: F401 # isort: skip # first: what asyncio imports may wait
+
 import asyncio
 import logging
 from typing import Any

@@ -43,6 +43,7 @@ class Entry:
         self.lock = threading.Lock()
         self.model: Model | None = None
         self.stamp = ""  # of the bytes that the model was made of
+        self.swift = False  # whether its last small request was answered at once
         self.unloaded = False
         self.failure: ModelLoadError | None = None
         self.failed_at = 0.0
@@ -90,6 +91,11 @@ class Registry:
         if not present:
             raise NotFound(f"Model {quote(name)} not found")
         return versions[max(present, key=_rank)]
+
+    @property
+    def settled(self) -> bool:
+        """Whether `find` asks nobody: the models have been found, and are not looked for again."""
+        return self._models is not None and not self._polls
 
     def versions(self, name: str) -> list[str]:
         """Every version that exists of a model, in ascending order."""

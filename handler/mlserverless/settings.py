@@ -321,3 +321,8 @@ def limit_threads() -> None:
     processors = max(1, int(memory) // 1769) if memory.isdecimal() else 1
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(variable, str(processors))
+
+
+def without_plugins() -> None:
+    """Keep pydantic, which checks nothing here, from looking for plugins everywhere."""
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
