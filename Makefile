@@ -90,6 +90,7 @@ gates: setup $(CHECKOV) ## lint, types, floors: everything that needs no run
 bench: build $(MLSERVER) ## measure every figure beside its peers (wrk is wanted, too); part of it: PART=cold_start
 	@command -v wrk >/dev/null || { echo "bench: wrk is not here; get it with: apt-get install wrk" >&2; exit 1; }
 	@python benchmarks/run.py $(PART)
+	@[ -n "$(PART)" ] || python benchmarks/curves.py
 
 $(MLSERVER): requirements/mlserver.txt | $(READY)
 	@echo "setup: .venv-mlserver, the peer"

@@ -19,12 +19,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import joblib
+import numpy as np
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+
 from rows import ROOT, Row, in_turns, ratio, timed
 
 MLSERVER = ROOT / ".venv-mlserver" / "bin" / "mlserver"
 PATH = "/v2/models/mnist-svm/versions/v0.1.0/infer"
 BODY = (ROOT / "events" / "requests" / "digit.json").read_bytes()
-ROWS_OF_10_MB = 24_000
+IRIS = "/v2/models/iris/infer"
+MEGABYTES = 10
 STARTS = 3
 
 
@@ -42,11 +48,11 @@ def free_port() -> int:
         return port
 
 
-def post(port: int, body: bytes) -> int:
+def post(port: int, body: bytes, path: str = PATH) -> int:
     """One request, answered in whole."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
-        connection.request("POST", PATH, body, {"content-type": "application/json"})
+        connection.request("POST", path, body, {"content-type": "application/json"})
         answer = connection.getresponse()
         answer.read()
     except OSError:
@@ -72,13 +78,27 @@ def megabytes(group: int) -> float:
     return total / 1024
 
 
+def iris(root: Path) -> bytes:
+    """Put a model that is quick beside the digits; a large body for it."""
+    data, target = load_iris(return_X_y=True)
+    folder = root / "iris"
+    folder.mkdir()
+    joblib.dump(LogisticRegression(max_iter=1000).fit(data, target), folder / "model.joblib")
+    declared = {"name": "iris", "implementation": "mlserver_sklearn.SKLearnModel"}
+    (folder / "model-settings.json").write_text(json.dumps(declared))
+    noise = np.random.default_rng(0).normal(scale=0.1, size=(MEGABYTES * 12_800, 4))
+    rows = np.resize(data, noise.shape) + noise
+    tensor = {"name": "x", "shape": rows.shape, "datatype": "FP64", "data": rows.tolist()}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
 @contextmanager
 def serving(command: list[str], folder: Path, **settings: object) -> Iterator[Running]:
     """A server over the digits model, asked until it answers."""
     port = free_port()
     declared = {"http_port": port, "host": "127.0.0.1", **settings}
     (folder / "settings.json").write_text(json.dumps(declared))
-    log = (folder.parent / "log").open("w+")
+    log = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115 - closed when it is forgotten
     start = time.perf_counter()
     process = subprocess.Popen(
         [*command, "start", str(folder)],
@@ -136,18 +156,16 @@ def rows() -> list[Row]:
             for (command, settings), kept in zip(kinds, started, strict=True):
                 with serving(command, folder, **settings) as running:
                     kept.append(running)
-        question = json.loads(BODY)
-        (tensor,) = question["inputs"]
-        tensor["shape"][0] = ROWS_OF_10_MB
-        tensor["data"] = [[value + 0.5 for value in tensor["data"][0]]] * ROWS_OF_10_MB
-        large = json.dumps(question).encode()
+        large = iris(folder.parent)
         rates = {}
         with (
-            serving(ours, folder) as mine,
-            serving(theirs, folder, **alone) as single,
+            serving(ours, folder.parent) as mine,
+            serving(theirs, folder.parent, **alone) as single,
         ):
             times = in_turns(
-                5, timed(lambda: post(mine.port, large)), timed(lambda: post(single.port, large))
+                5,
+                timed(lambda: post(mine.port, large, IRIS)),
+                timed(lambda: post(single.port, large, IRIS)),
             )
             found = in_turns(
                 3, lambda: requests_a_second(mine.port), lambda: requests_a_second(single.port)

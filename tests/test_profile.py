@@ -32,7 +32,8 @@ def test_each_model_has_its_phases_and_a_bar(
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"), [("broken", "broken.*"), (None, "no model-settings")]
+    ("name", "sentence"),
+    [("broken", "its artefact cannot be unpickled"), (None, "no model-settings")],
 )
 def test_what_cannot_be_profiled_is_one_line(
     capsys: pytest.CaptureFixture[str],
@@ -46,4 +47,4 @@ def test_what_cannot_be_profiled_is_one_line(
     said = capsys.readouterr()
     assert "" == said.out
     assert 1 == len(said.err.splitlines())
-    assert name is not None or sentence in said.err
+    assert sentence in said.err

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from typing import NamedTuple
 
 from mlserverless.errors import ModelLoadError
@@ -40,7 +41,8 @@ def profile(root: str, model: str) -> Profile:
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own script
         if done.returncode != 0:
-            raise ModelLoadError(done.stderr.strip().rpartition("\n")[2])
+            reason = done.stderr.strip().rpartition("\n")[2].partition(": ")[2]
+            raise ModelLoadError(f"{model}: {reason}")
     found = json.loads(done.stdout)
     return Profile(model, tuple(found["milliseconds"]), found["asked"])
 
@@ -70,7 +72,7 @@ def measure(root: str, name: str) -> None:
     marks.append(time.perf_counter())
     model.example()
     marks.append(time.perf_counter())
-    spans = [1000 * (end - start) for start, end in zip(marks, marks[1:], strict=False)]
+    spans = [1000 * (end - start) for start, end in pairwise(marks)]
     sys.stdout.write(json.dumps({"milliseconds": spans, "asked": asked}))
 
 
@@ -93,10 +95,10 @@ def picture(profiles: list[Profile]) -> str:
     """The same as an SVG: a bar a model, a piece a phase."""
     longest = max(sum(each.milliseconds[:-1]) for each in profiles)
     height = 34 * len(profiles) + 18 * len(PHASES) + 16
+    size = f'width="820" height="{height}"'
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="820" height="{height}"'
-        f' font-family="sans-serif" font-size="12"><rect width="820" height="{height}"'
-        ' fill="white"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">',
+        f'<rect {size} fill="white"/>',
     ]
     for row, each in enumerate(profiles):
         x, y = 180.0, 10 + 34 * row
