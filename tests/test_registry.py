@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import pytest
 from sklearn.dummy import DummyClassifier
 
 from aws import BUCKET, S3Server
-from conftest import MakeModel
+from conftest import IMPLEMENTATION, MakeModel
 from mlserverless import registry as room
 from mlserverless.errors import ModelLoadError, NotFound, RepositoryError, Unavailable
 from mlserverless.registry import Registry
@@ -234,3 +235,51 @@ def test_a_model_that_goes_away_is_not_found_any_more(make_model: MakeModel) -> 
     shutil.rmtree(root / "m")
     with pytest.raises(NotFound):
         registry.find("m")
+
+
+def test_a_first_request_that_names_the_version_costs_the_same_among_many_models(
+    s3: S3Server, digits: Path
+) -> None:
+    for path in digits.glob("*.*"):
+        s3.put(f"models/mnist-svm/{path.name}", path.read_bytes())
+    for number in range(30):
+        other = {"name": f"m{number}", "implementation": IMPLEMENTATION}
+        s3.put(f"models/m{number}/model-settings.json", json.dumps(other).encode())
+    registry = Registry(open_repository(f"s3://{BUCKET}/models"), Settings())
+    s3.asked.clear()
+    model = registry.get(registry.find("mnist-svm", "v0.1.0"))
+    assert 3 == len(s3.asked), "one listing, one settings file, one artefact"
+    assert model is registry.get(registry.find("mnist-svm", "v0.1.0"))
+    assert 3 == len(s3.asked)
+    assert "m7" == registry.find("m7").settings.name
+    assert model is registry.get(registry.find("mnist-svm")), (
+        "found with the others, not loaded again"
+    )
+    assert 1 == s3.asked.count(f"GET /{BUCKET}/models/mnist-svm/mnist-svm.joblib")
+
+
+@pytest.mark.parametrize("folder", ["mnist-svm/1", "another"])
+def test_a_model_is_found_by_its_name_whatever_its_folder_is_called(
+    tmp_path: Path, digits: Path, folder: str
+) -> None:
+    shutil.copytree(digits, tmp_path / folder)
+    registry = Registry(open_repository(str(tmp_path)), Settings())
+    assert "v0.1.0" == registry.find("mnist-svm", "v0.1.0").settings.version
+    for name, version in (("mnist-svm", "v9"), ("..", "v0.1.0"), ("", ""), ("1", "v0.1.0")):
+        with pytest.raises(NotFound):
+            registry.find(name, version)
+
+
+def test_the_index_keeps_a_model_that_was_asked_for_before_it(digits: Path) -> None:
+    registry = Registry(open_repository(str(digits.parent)), Settings())
+    model = registry.get(registry.find("mnist-svm", "v0.1.0"))
+    registry.index()
+    assert model is registry.get(registry.find("mnist-svm"))
+
+
+def test_a_load_before_anything_else_hides_no_other_model(make_model: MakeModel) -> None:
+    make_model("a", DummyClassifier().fit([[0]], [0]))
+    root = make_model("b", DummyClassifier().fit([[0]], [0]))
+    registry = Registry(open_repository(str(root)), Settings())
+    registry.load("a")
+    assert "b" == registry.find("b").settings.name

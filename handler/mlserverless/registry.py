@@ -71,6 +71,7 @@ class Registry:
         self._settings = settings
         self._lock = threading.Lock()
         self._models: dict[str, Versions] | None = None
+        self._early: dict[str, Versions] = {}  # asked for before the others were looked for
         self._polls = settings.model_control_mode == "poll"
         self._polling = threading.Lock()
         self._next_poll = 0.0
@@ -81,6 +82,10 @@ class Registry:
         """The entry of a model, its default version when none is named; NotFound else."""
         if self._polls:
             self._poll()
+        elif version is not None and self._models is None:
+            entry = self._found_early(name, version)
+            if entry is not None:
+                return entry
         versions = self._found().get(name, {})
         if version is not None:
             entry = versions.get(version)
@@ -113,8 +118,24 @@ class Registry:
             with self._lock:
                 models = self._models
                 if models is None:
-                    models = self._models = _arranged(self._repository.models())
+                    models = _arranged(self._repository.models())
+                    for name, versions in self._early.items():
+                        for version, entry in versions.items():
+                            found = models.get(name, {}).get(version)
+                            if found is not None and found.settings == entry.settings:
+                                models[name][version] = entry
+                    self._models = models
         return models
+
+    def _found_early(self, name: str, version: str) -> Entry | None:
+        """A cold start's way to one model: what the others are costs it nothing."""
+        with self._lock:
+            entry = self._early.get(name, {}).get(version)
+            if entry is None:
+                settings = self._repository.find(name, version)
+                if settings is not None:
+                    entry = self._early.setdefault(name, {})[version] = Entry(settings)
+            return entry
 
     # ── loading ─────────────────────────────────────────────────────────────────────────
 
@@ -169,8 +190,9 @@ class Registry:
             raise NotFound(f"Model {quote(name)} not found")
         for entry in found.values():
             self.get(entry)
+        others = self._found()
         with self._lock:
-            self._models = {**(self._models or {}), name: found}
+            self._models = {**(self._models or others), name: found}
 
     def unload(self, name: str) -> None:
         """Forget a model until it is loaded again; requests in flight finish."""
@@ -216,7 +238,7 @@ class Registry:
         """What lies in the repository now; entries that have a past keep it."""
         fresh = _arranged(self._repository.models())
         with self._lock:
-            known = self._models or {}
+            known = self._early if self._models is None else self._models
             for name, versions in fresh.items():
                 for version, new in versions.items():
                     old = known.get(name, {}).get(version)

@@ -12,6 +12,7 @@ import os
 import posixpath
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -54,6 +55,12 @@ class Repository(Protocol):
     def models(self) -> list[ModelSettings]:
         """Every model under the root; raises RepositoryError or Unavailable."""
 
+    def find(self, name: str, version: str) -> ModelSettings | None:
+        """One model, without reading what others say of themselves.
+
+        None where its folders are not called like it; then `models` knows.
+        """
+
     def fetch(self, model: ModelSettings) -> Artefact:
         """The model's artefact; raises ModelLoadError when it is not there."""
 
@@ -69,11 +76,28 @@ def open_repository(root: str) -> Repository:
     return S3Repository(root) if root.startswith(_S3) else FolderRepository(root)
 
 
-class _Sources:
+class _Sources(ABC):
     """Opens an artefact wherever its settings say it is; S3 is one client for all."""
 
     def __init__(self) -> None:
         self.s3 = S3()
+
+    @abstractmethod
+    def _places(self) -> list[str]:
+        """The folders that hold settings, below the root, in the order of their parts."""
+
+    @abstractmethod
+    def _read(self, place: str) -> ModelSettings:
+        """What one of them says."""
+
+    def find(self, name: str, version: str) -> ModelSettings | None:
+        """The model, where a part of its folder's path is called like it; see Repository."""
+        for place in self._places():
+            if not place or name in place.split("/"):
+                found = self._read(place)
+                if (found.name, found.version) == (name, version):
+                    return found
+        return None
 
     def reconnect(self) -> None:
         """A new client, made at the next question; see Repository."""
@@ -154,25 +178,30 @@ class FolderRepository(_Sources):
 
     def models(self) -> list[ModelSettings]:
         """What was found, else the one model that the environment describes."""
-        found = list(self._found())
+        found = [self._read(place) for place in self._places()]
         if not found:
             alone = ModelSettings.from_environment(self.root)
             return [alone] if alone else []
         return found
 
-    def _found(self) -> Iterator[ModelSettings]:
+    def _places(self) -> list[str]:
+        places = []
         for folder, folders, files in os.walk(self.root, onerror=_refuse, followlinks=False):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             if MODEL_SETTINGS_FILE in files:
-                name = os.path.basename(folder)
-                try:
-                    with open(os.path.join(folder, MODEL_SETTINGS_FILE), "rb") as file:
-                        raw = file.read()
-                except OSError as error:
-                    problem = f"{MODEL_SETTINGS_FILE} cannot be read: {error.strerror}"
-                    yield ModelSettings(name=name, location=folder, problem=problem)
-                else:
-                    yield ModelSettings.parse(raw, location=folder, folder_name=name)
+                places.append(os.path.relpath(folder, self.root).replace(os.sep, "/"))
+        return ["" if place == "." else place for place in places]
+
+    def _read(self, place: str) -> ModelSettings:
+        folder = os.path.normpath(os.path.join(self.root, place))
+        name = os.path.basename(folder)
+        try:
+            with open(os.path.join(folder, MODEL_SETTINGS_FILE), "rb") as file:
+                raw = file.read()
+        except OSError as error:
+            problem = f"{MODEL_SETTINGS_FILE} cannot be read: {error.strerror}"
+            return ModelSettings(name=name, location=folder, problem=problem)
+        return ModelSettings.parse(raw, location=folder, folder_name=name)
 
 
 def _refuse(error: OSError) -> None:
@@ -189,19 +218,23 @@ class S3Repository(_Sources):
 
     def models(self) -> list[ModelSettings]:
         """What lies under the prefix now: one listing, then every settings file at once."""
-        found = self.s3.keys(self.bucket, self.prefix)
-        keys = [key for key in found if posixpath.basename(key) == MODEL_SETTINGS_FILE]
-        keys.sort(key=lambda key: posixpath.dirname(key).split("/"))  # as a folder is walked
-        if len(keys) < 2:
-            return [self._read(key) for key in keys]
-        with ThreadPoolExecutor(min(_LISTING_THREADS, len(keys))) as pool:
-            return list(pool.map(self._read, keys))
+        places = self._places()
+        if len(places) < 2:
+            return [self._read(place) for place in places]
+        with ThreadPoolExecutor(min(_LISTING_THREADS, len(places))) as pool:
+            return list(pool.map(self._read, places))
 
-    def _read(self, key: str) -> ModelSettings:
-        folder = posixpath.dirname(key)
+    def _places(self) -> list[str]:
+        keys = self.s3.keys(self.bucket, self.prefix)
+        settings = [key for key in keys if posixpath.basename(key) == MODEL_SETTINGS_FILE]
+        places = [posixpath.dirname(key.removeprefix(self.prefix)) for key in settings]
+        return sorted(places, key=lambda place: place.split("/"))  # as a folder is walked
+
+    def _read(self, place: str) -> ModelSettings:
+        folder = f"{self.prefix}{place}".rstrip("/")
         location = f"{_S3}{self.bucket}/{folder}"
         name = posixpath.basename(folder) or self.bucket
-        raw = self.s3.read(self.bucket, key)
+        raw = self.s3.read(self.bucket, posixpath.join(folder, MODEL_SETTINGS_FILE))
         if raw is None:
             problem = f"{MODEL_SETTINGS_FILE} went away while it was read"
             return ModelSettings(name=name, location=location, problem=problem)
