@@ -6,6 +6,7 @@ A fault can be put before it, to answer as S3 does on a bad day.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,11 +30,16 @@ class _Quiet(WSGIRequestHandler):
 
 
 class S3Server:
-    """`asked` holds every request as `METHOD /path`; `fault` a status and S3's code for it."""
+    """`asked` holds every request as `METHOD /path`; `fault` a status and S3's code for it.
+
+    `drip` is how many seconds lie between two bytes of a body; `cut` drops its second half.
+    """
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         self.asked: list[str] = []
         self.fault: tuple[int, str] | None = None
+        self.drip = 0.0
+        self.cut = False
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(host, 0, self, threaded=True, request_handler=_Quiet)
         self.url = f"http://{host}:{self._server.port}"
@@ -47,7 +53,17 @@ class S3Server:
             start(f"{status} {code}", [("Content-Type", "application/xml")])
             return [f"<Error><Code>{code}</Code><Message>planted</Message></Error>".encode()]
         answer: Iterable[bytes] = self._moto(environ, start)
+        if self.drip or self.cut:
+            return self._worse(b"".join(answer))
         return answer
+
+    def _worse(self, body: bytes) -> Iterator[bytes]:
+        if self.cut:
+            yield body[: len(body) // 2]
+            return
+        for number in range(len(body)):
+            time.sleep(self.drip)
+            yield body[number : number + 1]
 
     @contextmanager
     def running(self) -> Iterator[S3Server]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from aws import BUCKET, S3Server
 from conftest import IMPLEMENTATION, MakeModel
+from mlserverless import repository as room
 from mlserverless.errors import MLServerlessError, ModelLoadError, RepositoryError, Unavailable
 from mlserverless.repository import FolderRepository, S3Repository, open_repository, split_s3
 from mlserverless.settings import ModelSettings
@@ -234,3 +236,45 @@ def test_no_credentials_and_an_impossible_bucket_are_said_so(
     with pytest.raises(RepositoryError, match="no credentials"):
         S3Repository(f"s3://{BUCKET}").models()
     assert [] == s3.asked
+
+
+def test_an_s3_that_sends_a_byte_now_and_then_is_given_up_in_time(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte comes before any timeout of a socket; the gateway would give up first."""
+    monkeypatch.setattr(room, "_QUESTION", 0.5)
+    monkeypatch.setattr(room, "_DOWNLOAD", 0.5)
+    settings = {"name": "m", "implementation": IMPLEMENTATION, "parameters": {"uri": "./m.joblib"}}
+    s3.put("models/m/model-settings.json", json.dumps(settings).encode())
+    s3.put("models/m/m.joblib", bytes(1000))
+    repository = S3Repository(f"s3://{BUCKET}/models")
+    (model,) = repository.models()
+    s3.drip = 0.1
+    for ask in (
+        repository.models,
+        lambda: repository.find("m", "1"),
+        lambda: repository.fetch(model),
+    ):
+        start = time.monotonic()
+        with pytest.raises(Unavailable, match="takes too long"):
+            ask()
+        assert time.monotonic() - start < 2
+    s3.drip = 0.0
+    assert bytes(1000) == repository.fetch(model).file.read()
+
+
+def test_a_body_that_is_cut_is_no_model_and_the_next_try_is(s3: S3Server) -> None:
+    settings = {"name": "m", "implementation": IMPLEMENTATION, "parameters": {"uri": "./m.joblib"}}
+    s3.put("models/m/model-settings.json", json.dumps(settings).encode())
+    s3.put("models/m/m.joblib", bytes(1000))
+    repository = S3Repository(f"s3://{BUCKET}/models")
+    (model,) = repository.models()
+    s3.cut = True
+    with pytest.raises(Unavailable, match="out of reach"):
+        repository.fetch(model)
+    s3.cut = False
+    assert bytes(1000) == repository.fetch(model).file.read()
+
+
+def test_a_question_and_a_download_leave_a_request_time_before_the_gateway_gives_up() -> None:
+    assert 25 >= room._QUESTION + room._DOWNLOAD  # noqa: SLF001 - the budget itself

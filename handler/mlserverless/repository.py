@@ -11,13 +11,12 @@ import io
 import os
 import posixpath
 import threading
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol, TypeVar
 
 from mlserverless.errors import ModelLoadError, RepositoryError, Unavailable, quote
 from mlserverless.settings import MODEL_SETTINGS_FILE, ModelSettings
@@ -25,8 +24,10 @@ from mlserverless.settings import MODEL_SETTINGS_FILE, ModelSettings
 WELL_KNOWN: Final = ("model.joblib", "model.pickle", "model.pkl")
 
 _S3: Final = "s3://"
-_DEADLINE: Final = 20.0  # seconds for one artefact: the gateway gives up at 29
-_CHUNK: Final = 1 << 20
+# Seconds that S3 has for a question about models and for an artefact, retries and waits included:
+# together what a gateway, which gives up after 29, leaves of a request.
+_QUESTION: Final = 8.0
+_DOWNLOAD: Final = 17.0
 _LISTING_THREADS: Final = 16
 
 # What S3 says, and whose move it is. Anything else goes by its HTTP status.
@@ -35,6 +36,9 @@ _PASSING: Final = frozenset(
     {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "InternalError",
      "ServiceUnavailable", "RequestLimitExceeded", "BandwidthLimitExceeded"}
 )  # fmt: skip
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +112,59 @@ class _Sources(ABC):
         if model.problem:
             raise ModelLoadError(model.problem)
         target = self._target(model)
-        for candidate in self._candidates(target, model):
-            on_s3 = candidate.startswith(_S3)
-            found = self.s3.open(candidate) if on_s3 else _open(candidate)
-            if found is not None:
-                return found
+        candidates = self._candidates(target, model)
+        if target.startswith(_S3):
+            found = self._within(_DOWNLOAD, self._first, candidates)
+        else:
+            found = self._first(candidates)
+        if found is not None:
+            return found
         wanted = quote(posixpath.basename(target)) if model.uri else " or ".join(WELL_KNOWN)
         raise ModelLoadError(f"its artefact, {wanted}, is not in the repository")
 
     def stamp(self, model: ModelSettings) -> str:
         """The stamp of what `fetch` would open; see Repository."""
-        for candidate in self._candidates(self._target(model), model):
+        target = self._target(model)
+        candidates = self._candidates(target, model)
+        if target.startswith(_S3):
+            return self._within(_QUESTION, self._first_stamp, candidates)
+        return self._first_stamp(candidates)
+
+    def _first(self, candidates: list[str]) -> Artefact | None:
+        for candidate in candidates:
+            on_s3 = candidate.startswith(_S3)
+            found = self.s3.open(candidate) if on_s3 else _open(candidate)
+            if found is not None:
+                return found
+        return None
+
+    def _within(self, seconds: float, work: Callable[..., T], *arguments: Any) -> T:
+        """What work returns or raises, or Unavailable when it takes longer than S3 has.
+
+        In a thread, for a peer that sends a byte now and then defeats every timeout of a socket.
+        """
+        outcome: list[Any] = []
+
+        def run() -> None:
+            try:
+                outcome.append((True, work(*arguments)))
+            except BaseException as error:  # noqa: BLE001 - raised again, by whoever waits
+                outcome.append((False, error))
+
+        thread = threading.Thread(target=run, name="s3", daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if not outcome:
+            self.reconnect()  # what is stuck keeps its own
+            raise Unavailable("S3 takes too long to answer")
+        returned, value = outcome[0]
+        if not returned:
+            raise value
+        found: T = value
+        return found
+
+    def _first_stamp(self, candidates: list[str]) -> str:
+        for candidate in candidates:
             on_s3 = candidate.startswith(_S3)
             found = self.s3.stamp(candidate) if on_s3 else _stamp_of(candidate)
             if found:
@@ -218,6 +264,13 @@ class S3Repository(_Sources):
 
     def models(self) -> list[ModelSettings]:
         """What lies under the prefix now: one listing, then every settings file at once."""
+        return self._within(_QUESTION, self._models)
+
+    def find(self, name: str, version: str) -> ModelSettings | None:
+        """One listing, and the settings of folders that are called like it; see Repository."""
+        return self._within(_QUESTION, super().find, name, version)
+
+    def _models(self) -> list[ModelSettings]:
         places = self._places()
         if len(places) < 2:
             return [self._read(place) for place in places]
@@ -290,18 +343,12 @@ class S3:
             return str(found.get("BucketRegion") or self.client.meta.region_name)
 
     def _get(self, bucket: str, key: str) -> tuple[bytes, str] | None:
-        deadline = time.monotonic() + _DEADLINE
         with _asking(bucket):
             answer = self._unless_missing(self.client.get_object, bucket, key)
             if answer is None:
                 return None
-            with answer["Body"] as body:
-                parts = []
-                for part in iter(lambda: body.read(_CHUNK), b""):
-                    parts.append(part)
-                    if time.monotonic() > deadline:
-                        raise Unavailable("S3 takes too long to send the model")
-            return b"".join(parts), str(answer["ETag"])
+            with closing(answer["Body"]) as body:  # not as a context: that is urllib3's own
+                return body.read(), str(answer["ETag"])
 
     def _unless_missing(self, ask: Any, bucket: str, key: str) -> Any:
         try:
