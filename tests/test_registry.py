@@ -237,9 +237,7 @@ def test_a_model_that_goes_away_is_not_found_any_more(make_model: MakeModel) -> 
         registry.find("m")
 
 
-def test_a_first_request_that_names_the_version_costs_the_same_among_many_models(
-    s3: S3Server, digits: Path
-) -> None:
+def test_a_first_request_costs_the_same_among_many_models(s3: S3Server, digits: Path) -> None:
     for path in digits.glob("*.*"):
         s3.put(f"models/mnist-svm/{path.name}", path.read_bytes())
     for number in range(30):
@@ -251,6 +249,8 @@ def test_a_first_request_that_names_the_version_costs_the_same_among_many_models
     assert 3 == len(s3.asked), "one listing, one settings file, one artefact"
     assert model is registry.get(registry.find("mnist-svm", "v0.1.0"))
     assert 3 == len(s3.asked)
+    assert registry.find("m9").settings.version is None
+    assert 5 == len(s3.asked), "another listing, another settings file"
     assert "m7" == registry.find("m7").settings.name
     assert model is registry.get(registry.find("mnist-svm")), (
         "found with the others, not loaded again"

@@ -82,7 +82,7 @@ class Registry:
         """The entry of a model, its default version when none is named; NotFound else."""
         if self._polls:
             self._poll()
-        elif version is not None and self._models is None:
+        elif self._models is None:  # one without a version is the default, whatever else there is
             entry = self._found_early(name, version)
             if entry is not None:
                 return entry
@@ -127,7 +127,7 @@ class Registry:
                     self._models = models
         return models
 
-    def _found_early(self, name: str, version: str) -> Entry | None:
+    def _found_early(self, name: str, version: str | None) -> Entry | None:
         """A cold start's way to one model: what the others are costs it nothing."""
         with self._lock:
             entry = self._early.get(name, {}).get(version)

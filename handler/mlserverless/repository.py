@@ -59,7 +59,7 @@ class Repository(Protocol):
     def models(self) -> list[ModelSettings]:
         """Every model under the root; raises RepositoryError or Unavailable."""
 
-    def find(self, name: str, version: str) -> ModelSettings | None:
+    def find(self, name: str, version: str | None) -> ModelSettings | None:
         """One model, without reading what others say of themselves.
 
         None where its folders are not called like it; then `models` knows.
@@ -94,7 +94,7 @@ class _Sources(ABC):
     def _read(self, place: str) -> ModelSettings:
         """What one of them says."""
 
-    def find(self, name: str, version: str) -> ModelSettings | None:
+    def find(self, name: str, version: str | None) -> ModelSettings | None:
         """The model, where a part of its folder's path is called like it; see Repository."""
         for place in self._places():
             if not place or name in place.split("/"):
@@ -266,7 +266,7 @@ class S3Repository(_Sources):
         """What lies under the prefix now: one listing, then every settings file at once."""
         return self._within(_QUESTION, self._models)
 
-    def find(self, name: str, version: str) -> ModelSettings | None:
+    def find(self, name: str, version: str | None) -> ModelSettings | None:
         """One listing, and the settings of folders that are called like it; see Repository."""
         return self._within(_QUESTION, super().find, name, version)
 
