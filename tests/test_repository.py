@@ -252,7 +252,7 @@ def test_an_s3_that_sends_a_byte_now_and_then_is_given_up_in_time(
     s3.drip = 0.1
     for ask in (
         repository.models,
-        lambda: repository.find("m", "1"),
+        lambda: repository.models(("m", "1")),
         lambda: repository.fetch(model),
     ):
         start = time.monotonic()

@@ -118,24 +118,32 @@ class Registry:
             with self._lock:
                 models = self._models
                 if models is None:
-                    models = _arranged(self._repository.models())
-                    for name, versions in self._early.items():
-                        for version, entry in versions.items():
-                            found = models.get(name, {}).get(version)
-                            if found is not None and found.settings == entry.settings:
-                                models[name][version] = entry
-                    self._models = models
+                    models = self._models = self._merged(self._repository.models())
         return models
 
     def _found_early(self, name: str, version: str | None) -> Entry | None:
-        """A cold start's way to one model: what the others are costs it nothing."""
+        """A cold start's way to one model: what the others are costs it nothing.
+
+        None when it took all of them to find it; `_found` has them then.
+        """
         with self._lock:
             entry = self._early.get(name, {}).get(version)
-            if entry is None:
-                settings = self._repository.find(name, version)
-                if settings is not None:
-                    entry = self._early.setdefault(name, {})[version] = Entry(settings)
+            if entry is None and self._models is None:
+                found = self._repository.models((name, version))
+                if [(name, version)] == [(each.name, each.version) for each in found]:
+                    entry = self._early.setdefault(name, {})[version] = Entry(found[0])
+                else:
+                    self._models = self._merged(found)
             return entry
+
+    def _merged(self, found: Iterable[ModelSettings]) -> dict[str, Versions]:
+        models = _arranged(found)
+        for name, versions in self._early.items():
+            for version, entry in versions.items():
+                new = models.get(name, {}).get(version)
+                if new is not None and new.settings == entry.settings:
+                    models[name][version] = entry
+        return models
 
     # ── loading ─────────────────────────────────────────────────────────────────────────
 

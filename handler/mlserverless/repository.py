@@ -53,16 +53,17 @@ class Artefact:
     stamp: str = ""
 
 
+Wanted = tuple[str, str | None]  # a model's name and version
+
+
 class Repository(Protocol):
     """What a registry needs to know of the place where models lie."""
 
-    def models(self) -> list[ModelSettings]:
-        """Every model under the root; raises RepositoryError or Unavailable."""
+    def models(self, wanted: Wanted | None = None) -> list[ModelSettings]:
+        """Every model under the root; raises RepositoryError or Unavailable.
 
-    def find(self, name: str, version: str | None) -> ModelSettings | None:
-        """One model, without reading what others say of themselves.
-
-        None where its folders are not called like it; then `models` knows.
+        Where a part of its folder's path is called like the wanted one, that one alone: what the
+        others say of themselves is then not read.
         """
 
     def fetch(self, model: ModelSettings) -> Artefact:
@@ -94,14 +95,25 @@ class _Sources(ABC):
     def _read(self, place: str) -> ModelSettings:
         """What one of them says."""
 
-    def find(self, name: str, version: str | None) -> ModelSettings | None:
-        """The model, where a part of its folder's path is called like it; see Repository."""
-        for place in self._places():
-            if not place or name in place.split("/"):
-                found = self._read(place)
-                if (found.name, found.version) == (name, version):
-                    return found
-        return None
+    def _read_all(self, places: list[str]) -> list[ModelSettings]:
+        return [self._read(place) for place in places]
+
+    def models(self, wanted: Wanted | None = None) -> list[ModelSettings]:
+        """What was found, in the order of the places; see Repository."""
+        places = self._places()
+        read: dict[str, ModelSettings] = {}
+        called_like_it = [
+            place
+            for place in places
+            if wanted is not None and (not place or wanted[0] in place.split("/"))
+        ]
+        for place in called_like_it:
+            read[place] = found = self._read(place)
+            if (found.name, found.version) == wanted:
+                return [found]
+        others = [place for place in places if place not in read]
+        read.update(zip(others, self._read_all(others), strict=True))
+        return [read[place] for place in places]
 
     def reconnect(self) -> None:
         """A new client, made at the next question; see Repository."""
@@ -222,9 +234,9 @@ class FolderRepository(_Sources):
         super().__init__()
         self.root = os.path.abspath(root)
 
-    def models(self) -> list[ModelSettings]:
+    def models(self, wanted: Wanted | None = None) -> list[ModelSettings]:
         """What was found, else the one model that the environment describes."""
-        found = [self._read(place) for place in self._places()]
+        found = super().models(wanted)
         if not found:
             alone = ModelSettings.from_environment(self.root)
             return [alone] if alone else []
@@ -262,18 +274,13 @@ class S3Repository(_Sources):
         self.bucket, prefix = split_s3(root)
         self.prefix = f"{prefix}/" if prefix else ""
 
-    def models(self) -> list[ModelSettings]:
-        """What lies under the prefix now: one listing, then every settings file at once."""
-        return self._within(_QUESTION, self._models)
+    def models(self, wanted: Wanted | None = None) -> list[ModelSettings]:
+        """What lies under the prefix now: one listing, then the settings files at once."""
+        return self._within(_QUESTION, super().models, wanted)
 
-    def find(self, name: str, version: str | None) -> ModelSettings | None:
-        """One listing, and the settings of folders that are called like it; see Repository."""
-        return self._within(_QUESTION, super().find, name, version)
-
-    def _models(self) -> list[ModelSettings]:
-        places = self._places()
+    def _read_all(self, places: list[str]) -> list[ModelSettings]:
         if len(places) < 2:
-            return [self._read(place) for place in places]
+            return super()._read_all(places)
         with ThreadPoolExecutor(min(_LISTING_THREADS, len(places))) as pool:
             return list(pool.map(self._read, places))
 
