@@ -25,8 +25,6 @@ _NARWHALS: Final = "narwhals.stable.v2"  # asks scikit-learn's inputs whether th
 LATE: Final[dict[str, frozenset[str]]] = {
     name: frozenset(names.split())
     for name, names in {
-        "fastapi.openapi.models": "APIKey APIKeyIn Example HTTPBase HTTPBearer OAuth2 OAuthFlows "
-        "OpenAPI OpenIdConnect SecurityBase",
         "anyio._core._fileio": "AsyncFile Path open_file wrap_file",
         "anyio._core._subprocesses": "open_process run_process",
         "anyio._core._tempfile": "NamedTemporaryFile SpooledTemporaryFile TemporaryDirectory "
@@ -36,6 +34,8 @@ LATE: Final[dict[str, frozenset[str]]] = {
         "asyncio.sslproto": "",
         "fastapi.openapi.docs": "get_redoc_html get_swagger_ui_html "
         "get_swagger_ui_oauth2_redirect_html",
+        "fastapi.openapi.models": "APIKey APIKeyIn Example HTTPBase HTTPBearer OAuth2 OAuthFlows "
+        "OpenAPI OpenIdConnect SecurityBase",
         "fastapi.openapi.utils": "get_openapi",
         "fastapi.security.api_key": "APIKeyCookie APIKeyHeader APIKeyQuery",
         "fastapi.security.http": "HTTPAuthorizationCredentials HTTPBasic HTTPBasicCredentials "
@@ -68,8 +68,8 @@ LATE: Final[dict[str, frozenset[str]]] = {
         "scipy.spatial.distance": "cdist pdist squareform",
         "scipy.special": "betaln binom boxcox comb digamma erf expit gamma gammainc gammaln "
         "inv_boxcox kv logsumexp xlogy",
-        "ssl": "",
         "scipy.stats": "chi2 gmean rankdata spearmanr",
+        "ssl": "",
     }.items()
 }
 # Modules that need nothing of the late package they lie in, and what they are wanted for.
@@ -103,10 +103,9 @@ class _LateModule(ModuleType):
     """A module that is imported when something of it is asked for."""
 
     def __getattr__(self, name: str) -> Any:
+        # Python's own questions, and of whoever looks through all modules
         if name.startswith("__") and name not in {"__all__", "__version__"}:
-            raise AttributeError(
-                name
-            )  # Python's own questions, and of whoever looks at all modules
+            raise AttributeError(name)
         if name in LATE[self.__name__]:
             importer = sys._getframe(1).f_globals.get("__name__", "")  # noqa: SLF001 - no other way
             if importer.startswith(_TAKERS):
