@@ -16,8 +16,20 @@ from unittest import SkipTest
 
 import numpy as np
 import pytest
+import scipy.linalg
+import scipy.sparse.linalg
+import scipy.spatial.distance
+import scipy.special
+import scipy.stats
 from scipy.sparse import issparse
-from sklearn.datasets import make_blobs
+from sklearn.datasets import load_iris, make_blobs
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import RandomizedSearchCV
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils import all_estimators
 from sklearn.utils._test_common.instance_generator import _construct_instances
 from sklearn.utils.estimator_checks import _enforce_estimator_tags_X, _enforce_estimator_tags_y
@@ -223,3 +235,57 @@ def test_every_estimator_of_scikit_learn_answers_as_it_does_when_called_directly
             answer = list(chain.from_iterable(got[method]))
             # the last bits are the processor's, by where an array lies in memory
             assert [] == differences(flat, answer, f"{name}.{method}")
+
+
+def models_that_hold_scipy() -> dict[str, Any]:
+    """Models whose own parts are scipy's: functions, distributions, matrices, trees, operators."""
+    rows, target = load_iris(return_X_y=True)
+    holding = DummyClassifier()
+    holding.kept = [
+        scipy.sparse.csr_array(rows),
+        np.ma.array([1, 2], mask=[False, True]),
+        scipy.stats.norm(0, 1),
+        scipy.special.logsumexp,
+        scipy.linalg.LinAlgError,
+        scipy.sparse.linalg.aslinearoperator(np.eye(2)),
+        scipy.spatial.KDTree(rows),
+    ]
+    drawn = {"C": scipy.stats.uniform(0.1, 1)}
+    search = RandomizedSearchCV(
+        LogisticRegression(max_iter=500),
+        {"C": scipy.stats.uniform(0.1, 1)},
+        n_iter=2,
+        random_state=0,
+    )
+    inverse = {"VI": np.linalg.inv(np.cov(rows.T))}
+    models = {
+        "holding": holding,
+        "search": search,
+        "expit": make_pipeline(FunctionTransformer(scipy.special.expit), DecisionTreeClassifier()),
+        "cosine": KNeighborsClassifier(metric=scipy.spatial.distance.cosine),
+        "mahalanobis": KNeighborsClassifier(
+            metric="mahalanobis", metric_params=inverse, algorithm="brute"
+        ),
+    }
+    return {name: model.fit(rows, target) for name, model in models.items()}
+
+
+@pytest.mark.filterwarnings("ignore")  # scikit-learn's own, of a short search
+def test_what_a_model_holds_of_scipy_is_the_real_thing(tmp_path: Path) -> None:
+    rows = load_iris().data[::10]
+    tensor = {"name": "x", "shape": rows.shape, "datatype": "FP64", "data": rows.tolist()}
+    expected = {}
+    for name, model in models_that_hold_scipy().items():
+        put_model(tmp_path, name, model)
+        expected[name] = model.predict(rows).tolist()
+    questions = {name: {"inputs": [tensor]} for name in expected}
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(ASK), str(tmp_path)],
+        env={"PYTHONPATH": str(ROOT / "handler")},
+        capture_output=True,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr.decode()
+    answers = json.loads(done.stdout)
+    assert expected == {name: answers[name]["outputs"][0]["data"] for name in expected}
