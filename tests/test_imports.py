@@ -253,7 +253,7 @@ def models_that_hold_scipy() -> dict[str, Any]:
     drawn = {"C": scipy.stats.uniform(0.1, 1)}
     search = RandomizedSearchCV(
         LogisticRegression(max_iter=500),
-        {"C": scipy.stats.uniform(0.1, 1)},
+        drawn,
         n_iter=2,
         random_state=0,
     )
