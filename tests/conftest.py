@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 import sam
 from aws import S3Server
 from conformance.models import train
+from emulator import Layout, built_layout, python_of_lambda, source_layout
 
 ROOT = Path(__file__).parent.parent
 IMPLEMENTATION = "mlserver_sklearn.SKLearnModel"
@@ -31,6 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("docker"):
             item.add_marker(left_out)
+
+
+@pytest.fixture(autouse=True)
+def _heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `caplog` hear what the handler, once it is imported, keeps to its own journal."""
+    monkeypatch.setattr(logging.getLogger("mlserverless"), "propagate", True)
 
 
 @pytest.fixture(scope="session")
@@ -82,3 +91,17 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         yield server
+
+
+@pytest.fixture(scope="session")
+def layout(digits: Path) -> Layout:
+    """The built artefacts under Lambda's Python, else the source tree under this one."""
+    assert digits.exists()
+    python = python_of_lambda()
+    if python is None:
+        warnings.warn(
+            pytest.PytestWarning("no CPython 3.13 here: the emulator runs the source tree"),
+            stacklevel=1,
+        )
+        return source_layout()
+    return built_layout(python)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,26 +13,12 @@ from sklearn.preprocessing import FunctionTransformer
 from aws import BUCKET, S3Server
 from conftest import ROOT, put_model
 from doors import Handler, http_api, through
-from emulator import Layout, built_layout, emulator, python_of_lambda, source_layout
+from emulator import Layout, emulator
 from mlserverless import main
 from mlserverless.settings import Settings
 
 TRANSFORM = {"predict_fn": "transform"}
 EVENTS = sorted((ROOT / "events").glob("*.json"))
-
-
-@pytest.fixture(scope="module")
-def layout(digits: Path) -> Layout:
-    """The built artefacts under Lambda's Python, else the source tree under this one."""
-    assert digits.exists()
-    python = python_of_lambda()
-    if python is None:
-        warnings.warn(
-            pytest.PytestWarning("no CPython 3.13 here: the emulator runs the source tree"),
-            stacklevel=1,
-        )
-        return source_layout()
-    return built_layout(python)
 
 
 @pytest.fixture(scope="module")

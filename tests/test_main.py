@@ -72,18 +72,30 @@ def test_the_door_answers_whatever_comes(door: main.Door, hostile: Any) -> None:
     assert (400, ["error"]) == (answer["statusCode"], list(json.loads(answer["body"])))
 
 
-def test_what_mangum_itself_raises_is_a_500_with_the_request_id(
+def test_what_mangum_itself_raises_is_a_500_with_the_ids_of_its_line(
     door: main.Door, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> Any:
-        raise RuntimeError(CONTEXT.aws_request_id[::-1])
+        raise RuntimeError("the words of an estimator")
 
     monkeypatch.setattr(door, "mangum", broken)
+    monkeypatch.setenv("_X_AMZN_TRACE_ID", "Root=1-5759e988-bd862e3f;Parent=53995c3f;Sampled=1")
     answer = door(event("http-api-infer"), CONTEXT)
+    ids = {
+        "request_id": CONTEXT.aws_request_id,
+        "gateway_id": event("http-api-infer")["requestContext"]["requestId"],
+        "trace_id": "1-5759e988-bd862e3f",
+    }
     assert 500 == answer["statusCode"]
-    assert CONTEXT.aws_request_id in answer["body"]
-    assert CONTEXT.aws_request_id in caplog.text
-    assert CONTEXT.aws_request_id[::-1] not in answer["body"] + caplog.text
+    assert (
+        "internal error; the log says more under "
+        + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in ids.items())
+    ) == json.loads(answer["body"])["error"]
+    (record,) = caplog.records
+    fields: dict[str, str] = record.__dict__["fields"]
+    assert ids.items() <= fields.items()
+    assert "in broken" in fields["where"]
+    assert "words of an estimator" not in answer["body"] + record.getMessage()
 
 
 def test_the_door_may_be_used_from_any_thread(door: main.Door) -> None:

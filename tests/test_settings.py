@@ -162,6 +162,8 @@ OUR_OWN = {
     "require_sha256",
     "allow_version_mismatch",
     "max_body_bytes",
+    "max_model_bytes",
+    "log_level",
 }
 
 

@@ -15,11 +15,13 @@ from contextlib import suppress
 from dataclasses import replace
 
 import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mlserverless import __version__, doctor, profile, wire
 from mlserverless.app import create_app
 from mlserverless.errors import MLServerlessError, SettingsError
+from mlserverless.journal import Journal, Line
 from mlserverless.protocol import JSON
 from mlserverless.registry import Registry
 from mlserverless.repository import open_repository
@@ -64,9 +66,11 @@ def _start(folder: str) -> int:
     if not os.path.isdir(folder):
         raise SettingsError(f"{folder} is no folder")
     settings = replace(
-        Settings.load(folder, model_control_mode="explicit"), model_repository_root=folder
+        Settings.load(folder, model_control_mode="explicit", log_level="WARNING"),
+        model_repository_root=folder,
     )
-    logging.basicConfig(level=logging.INFO if settings.debug else logging.WARNING)
+    journal = Journal("DEBUG" if settings.debug else settings.log_level)
+    journal.attach()
     registry = Registry(open_repository(settings.model_repository_root), settings)
     listener = _listen(settings.host, settings.http_port)
     if settings.load_models_at_startup:
@@ -79,13 +83,13 @@ def _start(folder: str) -> int:
             print(f"  {state.name} cannot be served: {state.reason}", flush=True)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(registry, settings, threads=True),
+            _journaled(create_app(registry, settings, threads=True), journal),
             http=_Http,
             loop="uvloop",
             lifespan="off",
             ws="none",
             log_config=None,
-            access_log=settings.debug,
+            access_log=False,  # the journal's, which says no client's words
             server_header=False,
             root_path=settings.root_path,
         )
@@ -93,6 +97,26 @@ def _start(folder: str) -> int:
     with suppress(KeyboardInterrupt):  # uvicorn has shut down and hands Ctrl-C on
         server.run(sockets=[listener])
     return 0
+
+
+def _journaled(app: ASGIApp, journal: Journal) -> ASGIApp:
+    """The application, with a line of the log for every request."""
+
+    async def journaled(scope: Scope, receive: Receive, send: Send) -> None:
+        line, status, size = Line(), 500, 0
+
+        async def sent(message: Message) -> None:
+            nonlocal status, size
+            status = message.get("status", status)
+            size += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await app({**scope, "line": line}, receive, sent)
+        finally:
+            journal.request(line, status, size)
+
+    return journaled
 
 
 def _doctor(root: str | None) -> int:

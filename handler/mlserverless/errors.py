@@ -10,7 +10,9 @@
      ├─ ModelLoadError      500  the model exists and cannot be loaded, for good
      ├─ RepositoryError     500  the repository, not a model, cannot be read, for good
      ├─ SettingsError       500  a setting, or a settings file, cannot be understood
+     ├─ TooSlow             504  the model needs longer than the function has
      └─ Unavailable         503  trying again can help; carries `Retry-After`
+         └─ Replaced        503  an object is no longer the one that was listed
 
 The message of each is one line for a person who can act on it: no traceback, no class
 path, no path of the server's disk, nothing of the payload beyond a quoted name.
@@ -82,6 +84,12 @@ class SettingsError(MLServerlessError):
     """A setting, or a settings file, says something that cannot be understood."""
 
 
+class TooSlow(MLServerlessError):
+    """A prediction that takes longer than the time that the function has."""
+
+    status = 504
+
+
 class Unavailable(MLServerlessError):
     """A failure that passes: S3 throttled, timed out, was out of reach."""
 
@@ -95,6 +103,10 @@ class Unavailable(MLServerlessError):
     def headers(self) -> Mapping[str, str]:
         """When to try again."""
         return {"Retry-After": str(self.retry_after)}
+
+
+class Replaced(Unavailable):
+    """An object is no longer the one that was listed: read its settings again."""
 
 
 def quote(name: str) -> str:

@@ -24,6 +24,7 @@ ANSWER_LIMIT: Final = 6 * 1024 * 1024  # bytes of a whole answer, as JSON, that 
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_.-]+(:\d{1,5})?")
 _PORT: Final = re.compile(r"\d{1,5}")
+_ID: Final = re.compile(r"[A-Za-z0-9_=:/+-]{1,64}")
 
 
 def normal(event: object) -> Event | None:
@@ -56,6 +57,13 @@ def normal(event: object) -> Event | None:
     if source == "alb":
         return {**common, "requestContext": {"elb": {}}}
     return {**common, "resource": "", "requestContext": {}}
+
+
+def gateway_id(event: object) -> str | None:
+    """The id that the gateway gave this request and its client; None where it gave none."""
+    context = event.get("requestContext") if isinstance(event, dict) else None
+    found = context.get("requestId") if isinstance(context, dict) else None
+    return found if isinstance(found, str) and _ID.fullmatch(found) else None
 
 
 def method(event: Event) -> str:

@@ -14,15 +14,23 @@ from typing import Any
 
 from mangum import Mangum
 
-from mlserverless import events, snapshot
-from mlserverless.app import create_app, internal_error, request_id
-from mlserverless.errors import MLServerlessError, SettingsError
+from mlserverless import events, memory, snapshot
+from mlserverless.app import create_app, internal_error
+from mlserverless.errors import MLServerlessError, SettingsError, TooLarge
+from mlserverless.journal import Journal, Line
 from mlserverless.registry import Registry
 from mlserverless.repository import open_repository
-from mlserverless.settings import Settings, limit_threads
+from mlserverless.settings import (
+    Settings,
+    level_of_function,
+    limit_threads,
+    memory_of_function,
+    name_of_function,
+    trace_id,
+)
 
-# "METHOD path status" of every request is the access log's to say
-logging.getLogger("mangum.http").setLevel(logging.WARNING)
+# it would log paths, and the words of what was raised
+logging.getLogger("mangum").setLevel(logging.CRITICAL + 1)
 
 
 class _Loop(asyncio.AbstractEventLoop):
@@ -49,7 +57,8 @@ class _Loop(asyncio.AbstractEventLoop):
 class Door:
     """One environment's handler: settings read once, models kept between requests."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, journal: Journal | None = None) -> None:
+        self.journal = journal
         self.registry = Registry(open_repository(settings.model_repository_root), settings)
         app = create_app(self.registry, settings, threads=False)
         self.loop = _Loop()  # type: ignore[abstract] # the two methods that Mangum calls
@@ -61,10 +70,18 @@ class Door:
 
     def __call__(self, event: Any, context: Any) -> events.Answer:
         """A whole event in, a whole proxy answer out; never raises."""
+        line = Line(_ids(event, context))
+        answer = self._answer(event, context, line)
+        if self.journal is not None:
+            self.journal.request(line, answer["statusCode"], len(answer["body"]))
+        return answer
+
+    def _answer(self, event: Any, context: Any, line: Line) -> events.Answer:
         try:
             normal = events.normal(event)
             if normal is None:
                 return events.refusal(event)
+            normal["line"] = line
             asyncio.set_event_loop(self.loop)
             answer: events.Answer = self.mangum(normal, context)
             if events.method(normal) == "HEAD":
@@ -72,15 +89,33 @@ class Door:
             return events.carried(answer)
         except MLServerlessError as error:
             return events.failure(error)
+        except MemoryError:
+            return events.failure(TooLarge("this request needs more memory than there is"))
         except Exception as error:  # noqa: BLE001 - Lambda would make a 502 of it
-            return events.failure(internal_error(request_id(context), error))
+            return events.failure(internal_error(line, error))
+
+
+def _ids(event: Any, context: Any) -> dict[str, str]:
+    """What a line and an error are found by: Lambda's own id, the gateway's, X-Ray's."""
+    ids = {}
+    if (found := getattr(context, "aws_request_id", None)) is not None:
+        ids["request_id"] = found
+    if (found := events.gateway_id(event)) is not None:
+        ids["gateway_id"] = found
+    if (found := trace_id()) is not None:
+        ids["trace_id"] = found
+    return ids
 
 
 def _open() -> Any:
     """The handler, or one that says on every request what is wrong with the settings."""
     limit_threads()
+    memory.limit(memory_of_function())
     try:
-        return Door(Settings.load())
+        settings = Settings.load(log_level=level_of_function())
+        journal = Journal(settings.log_level, name_of_function())
+        journal.attach()
+        return Door(settings, journal)
     except SettingsError as error:
         answer = events.failure(error)
         return lambda *_: answer

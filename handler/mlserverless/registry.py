@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -13,15 +14,19 @@ from mlserverless.errors import (
     MLServerlessError,
     ModelLoadError,
     NotFound,
+    Replaced,
     quote,
 )
-from mlserverless.repository import Repository
+from mlserverless.journal import milliseconds
+from mlserverless.repository import Artefact, Repository
 from mlserverless.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
     from mlserverless.runtime import Model
 
 log = logging.getLogger(__name__)
+
+_REREADS: Final = 2  # of settings whose artefact is another one by now
 
 RETRY_AFTER: Final = 30.0  # seconds until a load that failed for good is tried again
 
@@ -43,6 +48,9 @@ class Entry:
         self.lock = threading.Lock()
         self.model: Model | None = None
         self.stamp = ""  # of the bytes that the model was made of
+        self.size = 0  # of these bytes
+        self.used = 0  # when it was last asked for: a count of requests
+        self.evicted = False  # it had to leave memory, and will come back when it is asked for
         self.swift = False  # whether its last small request was answered at once
         self.unloaded = False
         self.failure: ModelLoadError | None = None
@@ -75,6 +83,8 @@ class Registry:
         self._polls = settings.model_control_mode == "poll"
         self._polling = threading.Lock()
         self._next_poll = 0.0
+        self._uses = itertools.count(1)
+        self._in_memory: set[Entry] = set()
 
     # ── finding ─────────────────────────────────────────────────────────────────────────
 
@@ -97,10 +107,11 @@ class Registry:
             raise NotFound(f"Model {quote(name)} not found")
         return versions[max(present, key=_rank)]
 
-    @property
-    def settled(self) -> bool:
-        """Whether `find` asks nobody: the models have been found, and are not looked for again."""
-        return self._models is not None and not self._polls
+    def at_hand(self, name: str, version: str | None) -> bool:
+        """Whether `find` asks nobody: the model has been found, and it is no time to look again."""
+        if self._polls:
+            return self._models is not None and time.monotonic() < self._next_poll
+        return self._models is not None or version in self._early.get(name, ())
 
     def versions(self, name: str) -> list[str]:
         """Every version that exists of a model, in ascending order."""
@@ -147,41 +158,83 @@ class Registry:
 
     # ── loading ─────────────────────────────────────────────────────────────────────────
 
+    def kept(self, entry: Entry) -> Model | None:
+        """The model of an entry, if it is in memory."""
+        entry.used = next(self._uses)
+        return entry.model
+
     def get(self, entry: Entry) -> Model:
         """The model of an entry, loaded by whoever comes first; the others wait for it.
 
-        Raises ModelLoadError, RepositoryError or Unavailable; only the first is remembered,
-        for half a minute.
+        Raises ModelLoadError, NotFound, RepositoryError or Unavailable; only the first is
+        remembered, for half a minute.
         """
-        model = entry.model
+        model = self.kept(entry)
         if model is not None:
             return model
         with entry.lock:
-            if entry.model is None:
+            model = entry.model
+            if model is None:
                 failure = entry.failure
                 if failure is not None and time.monotonic() < entry.failed_at + RETRY_AFTER:
                     raise failure.with_traceback(None)
-                entry.model = self._load(entry)
-            return entry.model
+                model = self._load(entry)
+            return model
 
     def _load(self, entry: Entry) -> Model:
-        settings, started = entry.settings, time.monotonic()
+        settings, started = entry.settings, time.perf_counter()
+        who = {"model": settings.name, "version": settings.version}
         try:
             with paused():
                 from mlserverless import runtime  # noqa: PLC0415 - numpy, which INIT must not pay
 
-                artefact = self._repository.fetch(settings)
-                entry.stamp = artefact.stamp
-                model = runtime.load(artefact, settings, self._settings)
+                artefact = self._fetch(entry)
+                model = runtime.load(artefact, entry.settings, self._settings)
         except ModelLoadError as error:
             failure = ModelLoadError(f"Model {quote(settings.name)} failed to load: {error}")
             entry.failure, entry.failed_at = failure, time.monotonic()
-            log.error("%s", failure)  # noqa: TRY400 - the sentence says it all
+            log.error("%s", failure, extra={"fields": who | {"load_failures": 1}})  # noqa: TRY400 - the sentence says it all
             raise failure from error
-        entry.failure = None
-        milliseconds = 1000 * (time.monotonic() - started)
-        log.info("model %s loaded in %d ms", quote(settings.name), milliseconds)
+        entry.failure, entry.evicted = None, False
+        entry.stamp, entry.size = artefact.stamp, artefact.size
+        entry.model = model
+        took = {"model_load_ms": milliseconds(started), "bytes": entry.size}
+        log.info("model %s loaded", quote(settings.name), extra={"fields": who | took})
+        self._make_room(entry)
         return model
+
+    def _fetch(self, entry: Entry) -> Artefact:
+        """The artefact that lay beside the settings; these are read again when it is another."""
+        for _ in range(_REREADS):
+            try:
+                return self._repository.fetch(entry.settings)
+            except Replaced:
+                entry.settings = self._reread(entry.settings)
+        return self._repository.fetch(entry.settings)
+
+    def _reread(self, old: ModelSettings) -> ModelSettings:
+        wanted = (old.name, old.version)
+        for found in self._repository.models(wanted):
+            if (found.name, found.version) == wanted:
+                return found
+        raise NotFound(f"Model {quote(old.name)} not found")
+
+    def _make_room(self, newest: Entry) -> None:
+        """Forget the models that were asked for the longest ago, until the others fit."""
+        budget = self._settings.max_model_bytes
+        if not budget:
+            return
+        with self._lock:
+            self._in_memory = {each for each in self._in_memory if each.model is not None}
+            self._in_memory.add(newest)
+            size = sum(each.size for each in self._in_memory)
+            for each in sorted(self._in_memory - {newest}, key=lambda each: each.used):
+                if size <= budget:
+                    break
+                size -= each.size
+                each.evicted, each.model = True, None
+                self._in_memory.discard(each)
+                log.info("model %s left memory", quote(each.settings.name))
 
     # ── the repository API ──────────────────────────────────────────────────────────────
 
@@ -238,7 +291,7 @@ class Registry:
         if self._settings.load_models_at_startup:
             for versions in models.values():
                 for entry in versions.values():
-                    if entry.unloaded or entry.model is None:
+                    if entry.unloaded or (entry.model is None and not entry.evicted):
                         return f"model {quote(entry.settings.name)} is not loaded"
         return None
 
@@ -261,7 +314,7 @@ class Registry:
         if not self._polls or old.model is None:
             return same
         try:
-            if same and self._repository.stamp(old.settings) == old.stamp:
+            if same and self._repository.stamp(new.settings) == old.stamp:
                 old.failure = None
                 return True
             self.get(new)

@@ -15,11 +15,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from typing import Any, BinaryIO, Final, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from itertools import repeat
+from typing import Any, BinaryIO, Final, NamedTuple, Protocol, TypeVar
 
-from mlserverless.errors import ModelLoadError, RepositoryError, Unavailable, quote
-from mlserverless.settings import MODEL_SETTINGS_FILE, ModelSettings
+from mlserverless.errors import ModelLoadError, Replaced, RepositoryError, Unavailable, quote
+from mlserverless.settings import MODEL_SETTINGS_FILE, Listing, ModelSettings
 
 WELL_KNOWN: Final = ("model.joblib", "model.pickle", "model.pkl")
 
@@ -29,9 +30,11 @@ _S3: Final = "s3://"
 _QUESTION: Final = 8.0
 _DOWNLOAD: Final = 17.0
 _LISTING_THREADS: Final = 16
+_LISTINGS: Final = 3  # tries to read settings that are being replaced
 
 # What S3 says, and whose move it is. Anything else goes by its HTTP status.
 _NOT_THERE: Final = frozenset({"NoSuchKey", "404", "NotFound"})
+_ANOTHER: Final = frozenset({"PreconditionFailed", "412"})
 _PASSING: Final = frozenset(
     {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "InternalError",
      "ServiceUnavailable", "RequestLimitExceeded", "BandwidthLimitExceeded"}
@@ -41,16 +44,25 @@ _PASSING: Final = frozenset(
 T = TypeVar("T")
 
 
+class Stored(NamedTuple):
+    """An object of S3 as it was listed."""
+
+    etag: str
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class Artefact:
     """A model's bytes, open for reading from their start; the reader closes `file`.
 
-    `stamp` is another one when the bytes are: an ETag, or time and size.
+    `stamp` is another one when the bytes are: an ETag, or time and size. `size` is how many
+    bytes there are.
     """
 
     name: str
     file: BinaryIO
     stamp: str = ""
+    size: int = 0
 
 
 Wanted = tuple[str, str | None]  # a model's name and version
@@ -88,19 +100,22 @@ class _Sources(ABC):
         self.s3 = S3()
 
     @abstractmethod
-    def _places(self) -> list[str]:
-        """The folders that hold settings, below the root, in the order of their parts."""
+    def _places(self) -> tuple[list[str], Listing]:
+        """The folders that hold settings, below the root, in the order of their parts.
+
+        And the objects that were seen on the way.
+        """
 
     @abstractmethod
-    def _read(self, place: str) -> ModelSettings:
+    def _read(self, place: str, listing: Listing) -> ModelSettings:
         """What one of them says."""
 
-    def _read_all(self, places: list[str]) -> list[ModelSettings]:
-        return [self._read(place) for place in places]
+    def _read_all(self, places: list[str], listing: Listing) -> list[ModelSettings]:
+        return [self._read(place, listing) for place in places]
 
     def models(self, wanted: Wanted | None = None) -> list[ModelSettings]:
         """What was found, in the order of the places; see Repository."""
-        places = self._places()
+        places, listing = self._places()
         read: dict[str, ModelSettings] = {}
         called_like_it = [
             place
@@ -108,11 +123,11 @@ class _Sources(ABC):
             if wanted is not None and (not place or wanted[0] in place.split("/"))
         ]
         for place in called_like_it:
-            read[place] = found = self._read(place)
+            read[place] = found = self._read(place, listing)
             if (found.name, found.version) == wanted:
                 return [found]
         others = [place for place in places if place not in read]
-        read.update(zip(others, self._read_all(others), strict=True))
+        read.update(zip(others, self._read_all(others, listing), strict=True))
         return [read[place] for place in places]
 
     def reconnect(self) -> None:
@@ -126,9 +141,9 @@ class _Sources(ABC):
         target = self._target(model)
         candidates = self._candidates(target, model)
         if target.startswith(_S3):
-            found = self._within(_DOWNLOAD, self._first, candidates)
+            found = self._within(_DOWNLOAD, self._first, candidates, model.listing)
         else:
-            found = self._first(candidates)
+            found = self._first(candidates, model.listing)
         if found is not None:
             return found
         wanted = quote(posixpath.basename(target)) if model.uri else " or ".join(WELL_KNOWN)
@@ -138,14 +153,18 @@ class _Sources(ABC):
         """The stamp of what `fetch` would open; see Repository."""
         target = self._target(model)
         candidates = self._candidates(target, model)
+        for candidate in candidates:
+            if candidate in model.listing:
+                return str(model.listing[candidate].etag)
         if target.startswith(_S3):
             return self._within(_QUESTION, self._first_stamp, candidates)
         return self._first_stamp(candidates)
 
-    def _first(self, candidates: list[str]) -> Artefact | None:
+    def _first(self, candidates: list[str], listing: Listing) -> Artefact | None:
         for candidate in candidates:
             on_s3 = candidate.startswith(_S3)
-            found = self.s3.open(candidate) if on_s3 else _open(candidate)
+            listed = listing.get(candidate)
+            found = self.s3.open(candidate, listed) if on_s3 else _open(candidate)
             if found is not None:
                 return found
         return None
@@ -208,7 +227,8 @@ class _Sources(ABC):
 def _open(path: str) -> Artefact | None:
     try:
         file = open(path, "rb")  # noqa: SIM115 - the reader closes it
-        return Artefact(os.path.basename(path), file, _stamp(os.fstat(file.fileno())))
+        status = os.fstat(file.fileno())
+        return Artefact(os.path.basename(path), file, _stamp(status), status.st_size)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -242,15 +262,15 @@ class FolderRepository(_Sources):
             return [alone] if alone else []
         return found
 
-    def _places(self) -> list[str]:
+    def _places(self) -> tuple[list[str], Listing]:
         places = []
         for folder, folders, files in os.walk(self.root, onerror=_refuse, followlinks=False):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             if MODEL_SETTINGS_FILE in files:
                 places.append(os.path.relpath(folder, self.root).replace(os.sep, "/"))
-        return ["" if place == "." else place for place in places]
+        return ["" if place == "." else place for place in places], {}
 
-    def _read(self, place: str) -> ModelSettings:
+    def _read(self, place: str, _: Listing) -> ModelSettings:
         folder = os.path.normpath(os.path.join(self.root, place))
         name = os.path.basename(folder)
         try:
@@ -276,29 +296,44 @@ class S3Repository(_Sources):
 
     def models(self, wanted: Wanted | None = None) -> list[ModelSettings]:
         """What lies under the prefix now: one listing, then the settings files at once."""
-        return self._within(_QUESTION, super().models, wanted)
+        return self._within(_QUESTION, self._as_listed, wanted)
 
-    def _read_all(self, places: list[str]) -> list[ModelSettings]:
+    def _as_listed(self, wanted: Wanted | None) -> list[ModelSettings]:
+        for _ in range(_LISTINGS - 1):
+            try:
+                return super().models(wanted)
+            except Replaced:
+                continue
+        return super().models(wanted)
+
+    def _read_all(self, places: list[str], listing: Listing) -> list[ModelSettings]:
         if len(places) < 2:
-            return super()._read_all(places)
+            return super()._read_all(places, listing)
         with ThreadPoolExecutor(min(_LISTING_THREADS, len(places))) as pool:
-            return list(pool.map(self._read, places))
+            return list(pool.map(self._read, places, repeat(listing)))
 
-    def _places(self) -> list[str]:
-        keys = self.s3.keys(self.bucket, self.prefix)
-        settings = [key for key in keys if posixpath.basename(key) == MODEL_SETTINGS_FILE]
-        places = [posixpath.dirname(key.removeprefix(self.prefix)) for key in settings]
-        return sorted(places, key=lambda place: place.split("/"))  # as a folder is walked
+    def _places(self) -> tuple[list[str], Listing]:
+        listing = self.s3.listing(self.bucket, self.prefix)
+        start = len(f"{_S3}{self.bucket}/{self.prefix}")
+        places = [
+            posixpath.dirname(uri[start:])
+            for uri in listing
+            if posixpath.basename(uri) == MODEL_SETTINGS_FILE
+        ]
+        # in the order in which a folder is walked
+        return sorted(places, key=lambda place: place.split("/")), listing
 
-    def _read(self, place: str) -> ModelSettings:
+    def _read(self, place: str, listing: Listing) -> ModelSettings:
         folder = f"{self.prefix}{place}".rstrip("/")
         location = f"{_S3}{self.bucket}/{folder}"
         name = posixpath.basename(folder) or self.bucket
-        raw = self.s3.read(self.bucket, posixpath.join(folder, MODEL_SETTINGS_FILE))
+        uri = f"{_S3}{self.bucket}/{posixpath.join(folder, MODEL_SETTINGS_FILE)}"
+        raw = self.s3.read(uri, listing[uri])
         if raw is None:
             problem = f"{MODEL_SETTINGS_FILE} went away while it was read"
             return ModelSettings(name=name, location=location, problem=problem)
-        return ModelSettings.parse(raw, location=location, folder_name=name)
+        settings = ModelSettings.parse(raw, location=location, folder_name=name)
+        return replace(settings, listing=listing)
 
 
 def split_s3(uri: str) -> tuple[str, str]:
@@ -314,27 +349,30 @@ class S3:
         self._client: Any = None
         self._lock = threading.Lock()
 
-    def keys(self, bucket: str, prefix: str) -> list[str]:
-        """Every key under `prefix`, sorted as S3 sorts them."""
+    def listing(self, bucket: str, prefix: str) -> dict[str, Stored]:
+        """Every object under `prefix` by its `s3://bucket/key`, sorted as S3 sorts them."""
         with _asking(bucket):
             pages = self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=bucket, Prefix=prefix
             )
-            return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+            return {
+                f"{_S3}{bucket}/{entry['Key']}": Stored(entry["ETag"], entry["Size"])
+                for page in pages
+                for entry in page.get("Contents", ())
+            }
 
-    def read(self, bucket: str, key: str) -> bytes | None:
-        """An object's bytes, or None when there is no such key."""
-        found = self._get(bucket, key)
+    def read(self, uri: str, listed: Stored | None = None) -> bytes | None:
+        """An object's bytes, or None when there is no such key; Replaced, if not as listed."""
+        found = self._get(uri, listed)
         return None if found is None else found[0]
 
-    def open(self, uri: str) -> Artefact | None:
-        """The object that `s3://bucket/key` names, or None."""
-        bucket, key = split_s3(uri)
-        found = self._get(bucket, key)
+    def open(self, uri: str, listed: Stored | None = None) -> Artefact | None:
+        """The object that `s3://bucket/key` names, or None; Replaced when it is not as listed."""
+        found = self._get(uri, listed)
         if found is None:
             return None
         raw, etag = found
-        return Artefact(posixpath.basename(key), io.BytesIO(raw), etag)
+        return Artefact(posixpath.basename(uri), io.BytesIO(raw), etag, len(raw))
 
     def stamp(self, uri: str) -> str:
         """The ETag of an object, or nothing."""
@@ -349,17 +387,22 @@ class S3:
             found = self.client.head_bucket(Bucket=bucket)
             return str(found.get("BucketRegion") or self.client.meta.region_name)
 
-    def _get(self, bucket: str, key: str) -> tuple[bytes, str] | None:
+    def _get(self, uri: str, listed: Stored | None) -> tuple[bytes, str] | None:
+        bucket, key = split_s3(uri)
+        condition = {} if listed is None else {"IfMatch": listed.etag}
         with _asking(bucket):
-            answer = self._unless_missing(self.client.get_object, bucket, key)
+            answer = self._unless_missing(self.client.get_object, bucket, key, **condition)
             if answer is None:
                 return None
             with closing(answer["Body"]) as body:  # not as a context: that is urllib3's own
-                return body.read(), str(answer["ETag"])
+                raw = body.read()
+        if listed is not None and len(raw) != listed.size:
+            raise Unavailable(f"S3 sent another length from bucket {quote(bucket)} than it listed")
+        return raw, str(answer["ETag"])
 
-    def _unless_missing(self, ask: Any, bucket: str, key: str) -> Any:
+    def _unless_missing(self, ask: Any, bucket: str, key: str, **condition: str) -> Any:
         try:
-            return ask(Bucket=bucket, Key=key)
+            return ask(Bucket=bucket, Key=key, **condition)
         except self.client.exceptions.ClientError as error:
             if _code(error) in _NOT_THERE:
                 return None
@@ -405,6 +448,8 @@ def _mapped(error: Exception, bucket: str) -> Exception | None:
     if isinstance(error, boto.ClientError):
         code = _code(error)
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code in _ANOTHER:
+            return Replaced(f"an object of bucket {bucket} is being replaced")
         if code in _PASSING or status >= 500 or status == 429:
             return Unavailable(f"S3 cannot answer for bucket {bucket} now ({quote(code)})")
         sentence = _FOR_GOOD.get(code, "S3 refused bucket {bucket} ({code})")

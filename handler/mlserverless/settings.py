@@ -22,11 +22,20 @@ from mlserverless.protocol import DATATYPES, JSONObject, TensorMetadata
 
 T = TypeVar("T")
 
+Listing = Mapping[str, Any]  # of each object its stamp
+
 SETTINGS_FILE: Final = "settings.json"
 MODEL_SETTINGS_FILE: Final = "model-settings.json"
 IMPLEMENTATION: Final = "mlserver_sklearn.SKLearnModel"
 
 CONTROL_MODES: Final = ("none", "explicit", "poll")
+# Lambda's names of levels, as Python's logging has them
+LEVELS: Final = dict.fromkeys(("DEBUG", "TRACE"), "DEBUG") | {
+    "INFO": "INFO",
+    **dict.fromkeys(("WARNING", "WARN"), "WARNING"),
+    "ERROR": "ERROR",
+    **dict.fromkeys(("CRITICAL", "FATAL"), "CRITICAL"),
+}
 
 _TRUE = frozenset({"true", "1", "yes", "on", "t", "y"})
 _FALSE = frozenset({"false", "0", "no", "off", "f", "n"})
@@ -69,6 +78,13 @@ def _mode(name: str, value: object) -> str:
     return _text(name, value)
 
 
+def _level(name: str, value: object) -> str:
+    level = LEVELS.get(str(value).upper())
+    if level is None:
+        raise SettingsError(f"{name} must be one of {', '.join(LEVELS)}")
+    return level
+
+
 def _setting(default: Any, read: Callable[[str, object], Any], variable: str) -> Any:
     return field(default=default, metadata={"read": read, "variable": variable})
 
@@ -93,6 +109,8 @@ class Settings:
         False, _truth, "MLSERVERLESS_ALLOW_SKLEARN_VERSION_MISMATCH"
     )
     max_body_bytes: int = _setting(16 * 1024 * 1024, _whole, "MLSERVERLESS_MAX_BODY_BYTES")
+    max_model_bytes: int = _setting(0, _whole, "MLSERVERLESS_MAX_MODEL_BYTES")
+    log_level: str = _setting("INFO", _level, "MLSERVERLESS_LOG_LEVEL")
 
     @classmethod
     def load(
@@ -148,6 +166,7 @@ class ModelSettings:
 
     `location` is where the file lies: a folder's path or an S3 prefix. `problem` says why
     the model cannot be served at all, in words for its owner; None when it can be tried.
+    `listing` is what lay beside the file when it was read, where the repository knows.
     """
 
     name: str
@@ -161,6 +180,7 @@ class ModelSettings:
     content_type: str | None = None
     extra: JSONObject = field(default_factory=dict)
     problem: str | None = None
+    listing: Listing = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def predict_fn(self) -> str | None:
@@ -306,6 +326,22 @@ def _tensor(name: str, value: object) -> TensorMetadata:
     )
 
 
+def name_of_function() -> str | None:
+    """What Lambda calls this function; None elsewhere."""
+    return os.environ.get("AWS_LAMBDA_FUNCTION_NAME")
+
+
+def level_of_function() -> str:
+    """The application's log level, as the function's own configuration has it."""
+    return LEVELS.get(os.environ.get("AWS_LAMBDA_LOG_LEVEL", ""), "INFO")
+
+
+def trace_id() -> str | None:
+    """X-Ray's id of the request that is being answered, set by Lambda's runtime for each."""
+    trace = os.environ.get("_X_AMZN_TRACE_ID")
+    return None if trace is None else trace.partition(";")[0].removeprefix("Root=")
+
+
 def takes_snapshots() -> bool:
     """Whether Lambda will take a snapshot of this process when INIT is over (SnapStart)."""
     return os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
@@ -317,10 +353,15 @@ def limit_threads() -> None:
     More would only wait for each other, and are made while numpy is imported. What the owner
     has set stays. To be called before numpy is imported.
     """
-    memory = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "")
-    processors = max(1, int(memory) // 1769) if memory.isdecimal() else 1
+    processors = max(1, (memory_of_function() or 0) // 1769)
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(variable, str(processors))
+
+
+def memory_of_function() -> int | None:
+    """Megabytes that Lambda gives this function; None elsewhere."""
+    memory = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "")
+    return int(memory) if memory.isdecimal() else None
 
 
 def without_plugins() -> None:

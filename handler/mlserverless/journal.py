@@ -1,0 +1,130 @@
+"""What is logged: one JSON line a request, and one for every other message of ours.
+
+A line holds names that the owner gave, numbers and ids; never a payload, a header's value, a
+client's words or a credential. Lambda captures standard error, a line an entry; on it, lines are
+metrics too, by CloudWatch's embedded metric format.
+Source: https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import cache
+from types import MappingProxyType
+from typing import Any, Final
+
+import orjson
+
+STDERR: Final = 2
+NAMESPACE: Final = "MLServerless"
+METRICS: Final = {
+    "predict_ms": "Milliseconds",
+    "rows": "Count",
+    "cold_starts": "Count",
+    "model_load_ms": "Milliseconds",
+    "load_failures": "Count",
+}
+
+Fields = Mapping[str, Any]
+
+
+class Line:
+    """What is known of one request, filled in on its way; what it never came to stays None."""
+
+    route: str | None = None
+    model: str | None = None
+    version: str | None = None
+    rows: int | None = None
+    bytes_in: int | None = None
+    load_ms: float | None = None
+    predict_ms: float | None = None
+
+    def __init__(self, ids: Fields = MappingProxyType({})) -> None:
+        self.started = time.perf_counter()
+        self.ids = ids  # of the request: Lambda's, the gateway's, X-Ray's
+
+
+class Journal(logging.Handler):
+    """Writes lines of a level and above; `function` is Lambda's name for this one, else None."""
+
+    def __init__(self, level: str, function: str | None = None) -> None:
+        super().__init__(level)
+        self.function = function
+        self.cold = True
+
+    def attach(self) -> None:
+        """Take every message of ours, and whatever Python would warn of."""
+        ours = logging.getLogger("mlserverless")
+        ours.handlers = [self]
+        ours.setLevel(self.level)
+        ours.propagate = False
+        warnings.showwarning = self._warned  # type: ignore[assignment] # called by position
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message, with the `fields` that came with it as `extra`."""
+        self._write(record.levelname, record.getMessage(), getattr(record, "fields", {}))
+
+    def request(self, line: Line, status: int, bytes_out: int) -> None:
+        """Write the line of a request that has been answered."""
+        number = (
+            logging.INFO if status < 400 else logging.WARNING if status < 500 else logging.ERROR
+        )
+        cold, self.cold = self.cold, False
+        if number < self.level:
+            return
+        fields = {
+            "route": line.route,
+            "model": line.model,
+            "version": line.version,
+            "status": status,
+            "rows": line.rows,
+            "bytes_in": line.bytes_in,
+            "bytes_out": bytes_out,
+            "load_ms": line.load_ms,
+            "predict_ms": line.predict_ms,
+            "ms": milliseconds(line.started),
+            "cold": cold,
+            **line.ids,
+        }
+        if cold:
+            fields["cold_starts"] = 1
+        self._write(logging.getLevelName(number), "request", fields)
+
+    def _write(self, level: str, message: str, fields: Fields) -> None:
+        now = time.time()
+        at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
+        line = {"timestamp": at, "level": level, "message": message, **fields}
+        if self.function is not None:
+            names = tuple([name for name in METRICS if line.get(name) is not None])
+            if names:
+                metrics = {"Timestamp": int(now * 1000), "CloudWatchMetrics": _metrics(names)}
+                line |= {"function": self.function, "_aws": metrics}
+        with suppress(
+            OSError, TypeError
+        ):  # nobody reads, or nothing that JSON has: no request's fault
+            os.write(STDERR, orjson.dumps(line) + b"\n")  # whole, whoever else writes
+
+    def _warned(
+        self, _: Any, category: type[Warning], filename: str, lineno: int, *__: Any
+    ) -> None:
+        # a warning's words may hold what an estimator was asked with
+        where = {"where": f"{os.path.basename(filename)}:{lineno}"}
+        self._write("WARNING", f"{category.__name__} was raised", where)
+
+
+@cache
+def _metrics(names: tuple[str, ...]) -> orjson.Fragment:
+    each = [{"Name": name, "Unit": METRICS[name]} for name in names]
+    directive = {"Namespace": NAMESPACE, "Dimensions": [["function"]], "Metrics": each}
+    return orjson.Fragment(orjson.dumps([directive]))
+
+
+def milliseconds(since: float) -> float:
+    """From a `time.perf_counter()` to now, to a thousandth."""
+    return round(1000 * (time.perf_counter() - since), 3)

@@ -1,0 +1,185 @@
+"""The log: one JSON line a request with what an operator asks for, and nobody's data."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from conftest import ROOT, MakeModel
+from doors import local_server, over_http
+from mlserverless import main
+from mlserverless.journal import METRICS, Journal, Line
+from mlserverless.settings import Settings
+from test_app import Clumsy
+
+LOGGER = logging.getLogger("mlserverless")
+CONTEXT = SimpleNamespace(aws_request_id="c6af9ac6-7b61-11e6-9a41-93e8deadbeef")
+Lines = Callable[[], list[dict[str, Any]]]
+
+
+@pytest.fixture(autouse=True)
+def _detached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the logger back as it was."""
+    for name in ("handlers", "level", "propagate"):
+        monkeypatch.setattr(LOGGER, name, getattr(LOGGER, name))
+
+
+@pytest.fixture
+def lines(capfd: pytest.CaptureFixture[str]) -> Lines:
+    """What has been logged since it was last asked."""
+    return lambda: [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+
+
+def event(name: str = "http-api-infer", **changes: Any) -> Any:
+    return {**json.loads((ROOT / "events" / f"{name}.json").read_text()), **changes}
+
+
+def journaled(root: object, level: str = "INFO") -> main.Door:
+    journal = Journal(level, "digits")
+    journal.attach()
+    return main.Door(Settings(model_repository_root=str(root)), journal)
+
+
+def test_a_request_is_one_line_with_what_an_operator_asks_for(digits: Path, lines: Lines) -> None:
+    door = journaled(digits.parent)
+    door(event(), CONTEXT)
+    (first,) = [line for line in lines() if line["message"] == "request"]
+    answer = door(event(), CONTEXT)
+    (line,) = lines()
+    times = ("timestamp", "load_ms", "predict_ms", "ms", "_aws")
+    assert {
+        "level": "INFO",
+        "message": "request",
+        "route": "/v2/models/{name}/versions/{version}/infer",
+        "model": "mnist-svm",
+        "version": "v0.1.0",
+        "rows": 1,
+        "bytes_in": len(event()["body"]),
+        "request_id": CONTEXT.aws_request_id,
+        "gateway_id": event()["requestContext"]["requestId"],
+        "status": 200,
+        "bytes_out": len(answer["body"]),
+        "cold": False,
+        "function": "digits",
+    } == {name: value for name, value in line.items() if name not in times}
+    assert (True, None) == (first["cold"], line["load_ms"])
+    assert first["load_ms"] <= first["ms"]
+    assert line["predict_ms"] <= line["ms"]
+
+
+def test_a_line_is_cloudwatchs_metrics_too(digits: Path, lines: Lines) -> None:
+    """By the specification: https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html."""
+    door = journaled(digits.parent)
+    door(event(), CONTEXT)
+    found: dict[str, str] = {}
+    for line in lines():
+        (directive,) = line["_aws"]["CloudWatchMetrics"]
+        assert ("MLServerless", [["function"]]) == (directive["Namespace"], directive["Dimensions"])
+        assert abs(line["_aws"]["Timestamp"] / 1000 - line_time(line)) < 1
+        for metric in directive["Metrics"]:
+            assert isinstance(line[metric["Name"]], int | float)
+            found[metric["Name"]] = metric["Unit"]
+    assert METRICS.items() - {("load_failures", "Count")} == found.items()
+
+
+def line_time(line: dict[str, Any]) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(line["timestamp"]).timestamp()
+
+
+def test_a_load_that_fails_is_counted_and_names_its_model(
+    make_model: MakeModel, lines: Lines
+) -> None:
+    door = journaled(make_model("m", b"-corrupt-"))
+    door(event("http-api-infer", requestContext=asking("/v2/models/m/infer")), CONTEXT)
+    failed, request = lines()
+    assert ("ERROR", "m", 1) == (failed["level"], failed["model"], failed["load_failures"])
+    assert failed["message"].startswith("Model m failed to load: ")
+    assert ("ERROR", 500, "m") == (request["level"], request["status"], request["model"])
+
+
+def asking(path: str, method: str = "POST") -> dict[str, Any]:
+    return {"http": {"method": method, "path": path}}
+
+
+@pytest.mark.parametrize(
+    ("level", "logged"),
+    [("INFO", [200, 404, 400]), ("WARNING", [404, 400]), ("ERROR", [])],
+)
+def test_the_level_decides_which_requests_have_a_line(
+    digits: Path, lines: Lines, level: str, logged: list[int]
+) -> None:
+    door = journaled(digits.parent, level)
+    asked = (event(), event(requestContext=asking("/v2/models/nope/infer")), None)
+    for each in asked:
+        door(each, CONTEXT)
+    assert logged == [line["status"] for line in lines() if line["message"] == "request"]
+
+
+def test_a_clients_words_are_in_no_line(make_model: MakeModel, lines: Lines) -> None:
+    """Path, body, headers, query and an unknown model's name: nothing of them is repeated."""
+    root = make_model("m", Clumsy())
+    door = journaled(root, "DEBUG")
+    word = "Xylophon31415"
+    headers = {"authorization": word, "x-word": word, "content-encoding": word}
+    tensor = {"name": word, "shape": [1, 1], "datatype": "FP64", "data": [0.31415]}
+    body = json.dumps({"id": word, "inputs": [tensor], "parameters": {word: word}})
+    for path in (f"/{word}", f"/v2/models/{word}/infer", "/v2/models/m/infer"):
+        for given in (headers, {}):
+            for text in (body, word, body.replace("0.31415", f'"{word}"')):
+                context = asking(path) | {"requestId": f"{word} {{}}"}
+                raw: dict[str, Any] = {"rawQueryString": word, "cookies": [word]}
+                asked = event(requestContext=context, headers=given, body=text, **raw)
+                door(asked, CONTEXT)
+    found = lines()
+    assert 18 == sum(line["message"] == "request" for line in found)
+    assert "31415" not in json.dumps(found)
+
+
+def test_a_warning_is_its_kind_and_place_without_its_words() -> None:
+    code = (
+        "import warnings\nfrom mlserverless.main import handler\nwarnings.warn('Xylophon31415')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", code],
+        env={"PYTHONPATH": str(ROOT / "handler")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    line = json.loads(done.stderr)
+    assert ("WARNING", "UserWarning was raised", "<string>:3") == (
+        line["level"],
+        line["message"],
+        line["where"],
+    )
+
+
+def test_nobody_who_reads_is_no_reason_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlserverless.journal.STDERR", 9999)
+    Journal("INFO").request(Line(), 200, 0)
+    Journal("INFO").emit(logging.LogRecord("x", 20, "", 0, "%s", ("word",), None))
+
+
+def test_the_local_server_logs_what_went_wrong_and_on_request_everything(
+    digits: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for debug, logged in (("false", [404]), ("true", [200, 404])):
+        with local_server(digits.parent, MLSERVER_DEBUG=debug) as url:
+            for path in ("/v2/health/live", "/v2/nowhere?Xylophon31415"):
+                over_http(url)("GET", path)
+        found = capfd.readouterr().err
+        lines = [json.loads(line) for line in found.splitlines()]
+        requests = [line for line in lines if line["message"] == "request"]
+        assert logged == [line["status"] for line in requests]
+        assert "Xylophon31415" not in found
+        assert all("_aws" not in line for line in lines)

@@ -1,0 +1,180 @@
+"""Time and memory: what a function does not have is said before Lambda would end it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures
+
+from conftest import MakeModel, put_model
+from doors import Answer, Handler, http_api, through
+from emulator import Layout, emulator
+from mlserverless import main
+from mlserverless.settings import Settings
+
+# asked for a number of seconds, takes them
+SLEEP = FunctionTransformer(np.vectorize(time.sleep, otypes=[float]))
+# three features are cheap, two hundred make 1.4 million columns
+GROWING = PolynomialFeatures(degree=3).fit(np.zeros((1, 200)))
+
+
+class Context:
+    """Lambda's, for a function that is ended in so many seconds."""
+
+    aws_request_id = "c6af9ac6-7b61-11e6-9a41-93e8deadbeef"
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.time() + seconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        return max(0, int(1000 * (self.end - time.time())))
+
+
+def asked(data: list[list[float]]) -> bytes:
+    tensor = {"name": "x", "shape": np.shape(data), "datatype": "FP64", "data": data}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+def ask(door: main.Door, seconds: float, data: list[list[float]], model: str = "m") -> Answer:
+    """One request of a function that has so many seconds left."""
+    handler: Handler = lambda event, _: door(event, Context(seconds))  # noqa: E731 - to name its type
+    return through(handler, http_api)("POST", f"/v2/models/{model}/infer", asked(data))
+
+
+@pytest.fixture
+def door(make_model: MakeModel) -> main.Door:
+    return main.Door(Settings(model_repository_root=str(make_model("m", SLEEP))))
+
+
+def test_a_prediction_that_takes_too_long_is_a_504_in_time_and_the_next_is_served(
+    door: main.Door,
+) -> None:
+    assert 200 == ask(door, 29, [[0.1]]).status
+    start = time.monotonic()
+    late = ask(door, 1.0, [[1.5]])
+    assert time.monotonic() - start < 1.0
+    assert (504, {"error": "this request takes longer than the function may"}) == (
+        late.status,
+        late.json,
+    )
+    assert 200 == ask(door, 29, [[0.0]]).status
+
+
+def test_what_was_given_up_takes_a_bounded_part_of_the_function(door: main.Door) -> None:
+    assert 200 == ask(door, 29, [[0.1]]).status
+    given_up = [ask(door, 0.6, [[1.5]]).status for _ in range(4)]
+    assert [504] * 4 == given_up
+    busy = ask(door, 0.6, [[0.0]])
+    assert (503, "1") == (busy.status, busy.headers["retry-after"])
+    assert 200 == ask(door, 29, [[0.0]]).status, "it waits for one that ends"
+
+
+class Waiting:
+    """Unpickles when it is let."""
+
+    go = threading.Event()
+    loads = 0
+
+    def __reduce__(self) -> Any:
+        return _wait, ()
+
+
+def _wait() -> FunctionTransformer:
+    Waiting.loads += 1
+    Waiting.go.wait(10)
+    return FunctionTransformer()
+
+
+def test_a_load_that_takes_too_long_is_a_503_and_goes_on_for_who_asks_again(
+    make_model: MakeModel,
+) -> None:
+    door = main.Door(Settings(model_repository_root=str(make_model("slow", Waiting()))))
+    late = ask(door, 0.8, [[1.0]], "slow")
+    assert (503, "1", {"error": "Model slow is still being loaded"}) == (
+        late.status,
+        late.headers["retry-after"],
+        late.json,
+    )
+    Waiting.go.set()
+    assert 200 == ask(door, 29, [[1.0]], "slow").status
+    assert 1 == Waiting.loads
+
+
+def test_an_estimators_own_timeout_is_not_the_functions(make_model: MakeModel) -> None:
+    root = make_model("m", FunctionTransformer(_time_out))
+    door = main.Door(Settings(model_repository_root=str(root)))
+    assert 500 == ask(door, 29, [[1.0]]).status
+
+
+def _time_out(_: Any) -> Any:
+    raise TimeoutError
+
+
+# ── under the real runtime client and emulator ──────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def function(layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Handler]:
+    root = tmp_path_factory.mktemp("limits")
+    put_model(root, "sleep", SLEEP)
+    put_model(root, "growing", GROWING)
+    put_model(root, "echo", FunctionTransformer())
+    limits = {"AWS_LAMBDA_FUNCTION_TIMEOUT": "3", "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512"}
+    with emulator(layout, MLSERVER_MODEL_REPOSITORY_ROOT=str(root), **limits) as invoke:
+        yield invoke
+
+
+def test_the_function_answers_before_lambda_would_end_it(function: Handler) -> None:
+    door = through(function, http_api)
+    statuses = [
+        door("POST", "/v2/models/sleep/infer", asked([[seconds]])).status
+        for seconds in (0.01, 6.0, 0.01)
+    ]
+    assert [200, 504, 200] == statuses
+
+
+def bomb(text: bytes) -> bytes:
+    """Sixteen megabytes of it, as data."""
+    data = b"[" + text * (16_000_000 // len(text)) + text[:-1] + b"]"
+    return b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP64","data":' + data + b"}]}"
+
+
+@pytest.mark.parametrize("text", [b"[],", b"{},", b'"",', b"[[1]],"], ids=str)
+def test_json_that_would_not_fit_is_a_413_and_the_process_lives(
+    function: Handler, text: bytes
+) -> None:
+    door = through(function, http_api)
+    body = gzip.compress(bomb(text))
+    answer = door("POST", "/v2/models/growing/infer", body, {"content-encoding": "gzip"})
+    assert 413 == answer.status
+    assert {"error": "this request needs more memory than there is"} == answer.json
+    assert 200 == door("GET", "/v2/health/live").status
+
+
+def test_a_result_that_would_not_fit_is_a_413_and_the_next_is_served(function: Handler) -> None:
+    door = through(function, http_api)
+    answer = door("POST", "/v2/models/growing/infer", asked([[1.0] * 200] * 100))
+    assert (413, "this request needs more memory than there is") == (
+        answer.status,
+        answer.json["error"],
+    )
+    answer = door("POST", "/v2/models/growing/infer", asked([[1.0] * 200] * 2))
+    assert 413 == answer.status
+    assert "Lambda carries 6291456" in answer.json["error"]
+    assert 200 == door("GET", "/v2/models/growing/ready").status
+
+
+def test_a_body_that_fits_is_not_refused_for_its_size(function: Handler) -> None:
+    """Five megabytes of numbers, in a function of the least memory that the template allows."""
+    rows = np.random.default_rng(0).random((1300, 200)).tolist()
+    body = asked(rows)
+    assert len(body) > 5_000_000
+    answer = through(function, http_api)("POST", "/v2/models/echo/infer", body)
+    assert (200, [1300, 200]) == (answer.status, answer.json["outputs"][0]["shape"])
