@@ -114,9 +114,6 @@ lock: $(READY) ## pin the newest allowed versions anew
 	$(LOCK) handler/requirements.in -o handler/requirements.txt --constraints requirements/dev.txt
 	$(LOCK) layers/sklearn/requirements.in -o layers/sklearn/requirements.txt --constraints requirements/dev.txt
 	$(LOCK) requirements/runtime.in -o requirements/runtime.txt --constraints requirements/dev.txt
-	uv pip compile --quiet --python-version 3.11 --no-emit-index-url --generate-hashes --no-annotate --no-header \
-	  requirements/clients.in -o requirements/clients.txt --upgrade
-	uv pip compile --quiet --python-version 3.11 --no-emit-index-url --generate-hashes --no-annotate --no-header \
-	  requirements/checkov.in -o requirements/checkov.txt --upgrade
-	uv pip compile --quiet --python-version 3.11 --no-emit-index-url --generate-hashes --no-annotate --no-header \
-	  requirements/mlserver.in -o requirements/mlserver.txt --upgrade
+	for each in audit checkov clients mlserver; do uv pip compile --quiet --python-version 3.11 \
+	  --no-emit-index-url --generate-hashes --no-annotate --no-header \
+	  requirements/$$each.in -o requirements/$$each.txt --upgrade || exit 1; done

@@ -5,9 +5,12 @@ A fault can be put before it, to answer as S3 does on a bad day.
 
 from __future__ import annotations
 
+import os
+import socket
+import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,30 +35,56 @@ class _Quiet(WSGIRequestHandler):
 class S3Server:
     """`asked` holds every request as `METHOD /path`; `fault` a status and S3's code for it.
 
-    `drip` is how many seconds lie between two bytes of a body; `cut` drops its second half.
+    `drip` is how many seconds lie between two bytes of a body; `cut` drops its second half;
+    `longer` is what its length is overstated by; `hang` how many seconds pass before an answer;
+    `reset` ends the connection instead. `before` is called with a request before its answer.
     """
 
     def __init__(self, host: str = "127.0.0.1") -> None:
-        self.asked: list[str] = []
-        self.fault: tuple[int, str] | None = None
-        self.drip = 0.0
-        self.cut = False
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(host, 0, self, threaded=True, request_handler=_Quiet)
         self.url = f"http://{host}:{self._server.port}"
         self.environment = {"AWS_ENDPOINT_URL_S3": self.url, **CREDENTIALS}
+        self.asked: list[str] = []
+        self.well()
+
+    def well(self) -> None:
+        """Have no fault any more."""
+        self.fault: tuple[int, str] | None = None
+        self.drip = 0.0
+        self.cut = False
+        self.longer = 0
+        self.hang = 0.0
+        self.reset = False
+        self.before: Callable[[str], None] = lambda _: None
 
     def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
         """Answer one request: the fault if there is one, else what moto says."""
-        self.asked.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
+        asked = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
+        self.asked.append(asked)
+        self.before(asked)
+        time.sleep(self.hang)
+        if self.reset:
+            linger = struct.pack("ii", 1, 0)
+            environ["werkzeug.socket"].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            os.close(environ["werkzeug.socket"].detach())
+            raise ConnectionResetError
         if self.fault is not None:
             status, code = self.fault
             start(f"{status} {code}", [("Content-Type", "application/xml")])
             return [f"<Error><Code>{code}</Code><Message>planted</Message></Error>".encode()]
-        answer: Iterable[bytes] = self._moto(environ, start)
+        answer: Iterable[bytes] = self._moto(environ, self._lying(start) if self.longer else start)
         if self.drip or self.cut:
             return self._worse(b"".join(answer))
         return answer
+
+    def _lying(self, start: Any) -> Any:
+        def lie(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            told = {name.lower(): value for name, value in headers}
+            told["content-length"] = str(int(told.get("content-length", 0)) + self.longer)
+            return start(status, list(told.items()), *rest)
+
+        return lie
 
     def _worse(self, body: bytes) -> Iterator[bytes]:
         if self.cut:

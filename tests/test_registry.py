@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 import pytest
 from sklearn.dummy import DummyClassifier
+from sklearn.preprocessing import FunctionTransformer
 
 from aws import BUCKET, S3Server
-from conftest import IMPLEMENTATION, MakeModel
+from conftest import IMPLEMENTATION, ROOT, MakeModel
 from mlserverless import registry as room
 from mlserverless.errors import ModelLoadError, NotFound, RepositoryError, Unavailable
 from mlserverless.registry import Registry
@@ -283,3 +290,166 @@ def test_a_load_before_anything_else_hides_no_other_model(make_model: MakeModel)
     registry = Registry(open_repository(str(root)), Settings())
     registry.load("a")
     assert "b" == registry.find("b").settings.name
+
+
+# ── settings and artefact of one version ────────────────────────────────────────────────
+
+
+def put_version(s3: S3Server, constant: int) -> None:
+    """Put a new model and the settings that promise its digest, one after the other."""
+    model = DummyClassifier(strategy="constant", constant=constant).fit([[0.0]], [constant])
+    buffer = io.BytesIO()
+    joblib.dump(model, buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    declared = {
+        "name": "m",
+        "implementation": IMPLEMENTATION,
+        "parameters": {"uri": "./model.joblib", "extra": {"sha256": digest}},
+    }
+    s3.put("m/model.joblib", buffer.getvalue())
+    s3.put("m/model-settings.json", json.dumps(declared).encode())
+
+
+def test_a_model_that_was_replaced_before_its_load_is_loaded_with_its_own_settings(
+    s3: S3Server,
+) -> None:
+    """The digest of the old settings would refuse the new artefact; the new ones do not."""
+    put_version(s3, 3)
+    registry = opened(f"s3://{BUCKET}")
+    entry = registry.find("m")
+    put_version(s3, 7)
+    assert 7 == int(registry.get(entry).estimator.predict([[0.0]])[0])
+
+
+def test_a_model_that_goes_away_before_its_load_is_not_found(s3: S3Server) -> None:
+    put_version(s3, 3)
+    registry = opened(f"s3://{BUCKET}")
+    entry = registry.find("m")
+    s3.put("m/model.joblib", b"another")
+    s3.client().delete_object(Bucket=BUCKET, Key="m/model-settings.json")
+    with pytest.raises(NotFound, match="Model m not found"):
+        registry.get(entry)
+
+
+# ── memory ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_models_that_were_asked_for_the_longest_ago_leave_memory(
+    make_model: MakeModel,
+) -> None:
+    for name in "abc":
+        root = make_model(name, MODEL)
+    size = (root / "a" / "model.joblib").stat().st_size
+    registry = opened(root, max_model_bytes=2 * size)
+    model = {name: registry.get(registry.find(name)) for name in "ab"}
+    assert model["a"] is registry.get(registry.find("a"))
+    registry.get(registry.find("c"))
+    assert model["a"] is registry.get(registry.find("a")), "b was asked for before it"
+    kept = {name for name in "abc" if registry.find(name).model is not None}
+    assert {"a", "c"} == kept
+    assert model["b"] is not registry.get(registry.find("b")), "it comes back when it is asked for"
+    assert all(ready for ready, _ in states(registry).values())
+
+
+def test_a_model_larger_than_the_budget_is_served_alone(make_model: MakeModel) -> None:
+    make_model("a", MODEL)
+    registry = opened(make_model("b", MODEL), max_model_bytes=1)
+    for name in "abab":
+        assert registry.get(registry.find(name)).methods
+        assert [name] == [each for each in "ab" if registry.find(each).model is not None]
+
+
+def test_a_preloaded_server_is_ready_though_models_had_to_leave(make_model: MakeModel) -> None:
+    make_model("a", MODEL)
+    root = make_model("b", MODEL)
+    registry = opened(root, load_models_at_startup=True, max_model_bytes=1)
+    registry.load_all()
+    assert registry.unready() is None
+
+
+# ── threads and processes ───────────────────────────────────────────────────────────────
+
+
+def test_an_unload_during_a_prediction_does_not_break_it(make_model: MakeModel) -> None:
+    slow = FunctionTransformer(np.vectorize(time.sleep, otypes=[float]))
+    registry = opened(make_model("m", slow))
+    model = registry.get(registry.find("m"))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(model.estimator.transform, np.array([[0.3]]))
+        registry.unload("m")
+        with pytest.raises(NotFound):
+            registry.find("m")
+        assert (1, 1) == running.result().shape
+
+
+def test_a_swap_under_load_gives_the_old_answer_or_the_new_and_no_error(
+    make_model: MakeModel,
+) -> None:
+    artefact = make_model("m", MODEL) / "m" / "model.joblib"
+    registry = polling(artefact.parent.parent)
+    beside = artefact.with_suffix(".new")
+    joblib.dump(OTHER, beside)
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(lambda: [answer_of(registry) for _ in range(200)]) for _ in range(4)]
+        beside.replace(artefact)
+        answers = {answer for each in running for answer in each.result()}
+    assert answers <= {0, 7}
+    assert 7 == answer_of(registry)
+
+
+def test_loads_unloads_and_questions_at_once_leave_a_registry_that_serves(
+    make_model: MakeModel,
+) -> None:
+    for name in "abcd":
+        root = make_model(name, MODEL)
+    registry = opened(root, max_model_bytes=1)
+
+    def ask(number: int) -> None:
+        name = "abcd"[number % 4]
+        with suppress(NotFound):
+            if number % 7 == 0:
+                registry.unload(name)
+            elif number % 3 == 0:
+                registry.load(name)
+            elif number % 5 == 0:
+                registry.index()
+            else:
+                assert registry.get(registry.find(name)).methods
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(400)))
+    for name in "abcd":
+        registry.load(name)
+        assert registry.get(registry.find(name)).methods
+
+
+def test_processes_that_share_a_machine_load_each_model_once_each(
+    s3: S3Server, repository: Path
+) -> None:
+    """As in an environment of Lambda that runs several: nothing is shared, nothing can be torn."""
+    for file in (repository / "mnist-svm").iterdir():
+        s3.put(f"mnist-svm/{file.name}", file.read_bytes())
+    s3.asked.clear()
+    code = (
+        "import json, sys\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from mlserverless.main import handler\n"
+        "event = json.load(open(sys.argv[1]))\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    answers = set(pool.map(lambda _: handler(event, None)['body'], range(8)))\n"
+        "(answer,) = answers\n"
+        "print(json.loads(answer)['outputs'][0]['data'])\n"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "events" / "http-api-infer.json")]
+    environment = {
+        "PYTHONPATH": str(ROOT / "handler"),
+        "MLSERVER_MODEL_REPOSITORY_ROOT": f"s3://{BUCKET}",
+        **s3.environment,
+    }
+    processes = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert ["[8]\n"] * 3 == [process.communicate()[0] for process in processes]
+    assert 3 == s3.asked.count(f"GET /{BUCKET}/mnist-svm/mnist-svm.joblib")
+    assert 9 == len(s3.asked), "of each one listing, one settings file, one artefact"

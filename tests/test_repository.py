@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aws import BUCKET, S3Server
-from conftest import IMPLEMENTATION, MakeModel
+from conftest import IMPLEMENTATION, ROOT, MakeModel
 from mlserverless import repository as room
-from mlserverless.errors import MLServerlessError, ModelLoadError, RepositoryError, Unavailable
+from mlserverless.errors import (
+    MLServerlessError,
+    ModelLoadError,
+    Replaced,
+    RepositoryError,
+    Unavailable,
+)
 from mlserverless.repository import FolderRepository, S3Repository, open_repository, split_s3
 from mlserverless.settings import ModelSettings
 
@@ -91,7 +101,10 @@ def test_a_uri_may_be_absolute(tmp_path: Path) -> None:
     ("uri", "sentence"),
     [
         ("./gone.joblib", "its artefact, gone.joblib, is not in the repository"),
-        (None, "model.joblib or model.pickle or model.pkl, is not in the repository"),
+        (
+            None,
+            "model.joblib or model.pickle or model.pkl or model.skops, is not in the repository",
+        ),
         ("a\0b", "cannot be read|not in the repository"),
     ],
 )
@@ -274,6 +287,123 @@ def test_a_body_that_is_cut_is_no_model_and_the_next_try_is(s3: S3Server) -> Non
         repository.fetch(model)
     s3.cut = False
     assert bytes(1000) == repository.fetch(model).file.read()
+
+
+MODEL = {"name": "m", "implementation": IMPLEMENTATION, "parameters": {"uri": "./m.joblib"}}
+BYTES = bytes(range(256)) * 8
+
+
+@pytest.fixture
+def stored(s3: S3Server) -> tuple[S3Repository, ModelSettings]:
+    """A repository with one model, which has been listed."""
+    s3.put("models/m/model-settings.json", json.dumps(MODEL).encode())
+    s3.put("models/m/m.joblib", BYTES)
+    repository = S3Repository(f"s3://{BUCKET}/models")
+    (model,) = repository.models()
+    return repository, model
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ({"reset": True}, "out of reach"),
+        ({"hang": 1.0}, "takes too long"),
+        ({"longer": 500}, "out of reach"),
+        ({"longer": -500}, "another length|out of reach"),
+    ],
+    ids=["reset", "hang", "longer", "shorter"],
+)
+def test_a_connection_that_fails_passes(
+    s3: S3Server,
+    stored: tuple[S3Repository, ModelSettings],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: dict[str, Any],
+    sentence: str,
+) -> None:
+    repository, model = stored
+    if sentence == "takes too long":
+        monkeypatch.setattr(room, "_DOWNLOAD", 0.5)
+    for name, value in fault.items():
+        setattr(s3, name, value)
+    with pytest.raises(Unavailable, match=sentence):
+        repository.fetch(model)
+    s3.well()
+    assert BYTES == repository.fetch(model).file.read()
+
+
+def test_an_artefact_that_was_replaced_since_it_was_listed_is_not_taken_for_it(
+    s3: S3Server, stored: tuple[S3Repository, ModelSettings]
+) -> None:
+    repository, model = stored
+    s3.put("models/m/m.joblib", b"another")
+    with pytest.raises(Replaced, match="is being replaced"):
+        repository.fetch(model)
+    (model,) = repository.models()
+    assert b"another" == repository.fetch(model).file.read()
+
+
+def test_settings_that_are_replaced_while_they_are_read_are_listed_again(s3: S3Server) -> None:
+    s3.put("models/m/model-settings.json", json.dumps(MODEL).encode())
+    key = f"GET /{BUCKET}/models/m/model-settings.json"
+
+    def once(asked: str) -> None:
+        if asked == key:
+            s3.well()
+            s3.put(
+                "models/m/model-settings.json", json.dumps({**MODEL, "platform": "new"}).encode()
+            )
+
+    s3.before = once
+    (model,) = S3Repository(f"s3://{BUCKET}/models").models()
+    assert "new" == model.platform
+    assert 2 == s3.asked.count(key)
+
+
+def test_settings_that_never_stay_are_unavailable(s3: S3Server) -> None:
+    s3.put("models/m/model-settings.json", b"{}")
+    count = itertools.count(1)
+
+    def always(asked: str) -> None:
+        if asked == f"GET /{BUCKET}/models/m/model-settings.json":
+            s3.put("models/m/model-settings.json", b"{}" + b" " * next(count))
+
+    s3.before = always
+    with pytest.raises(Unavailable, match="is being replaced"):
+        S3Repository(f"s3://{BUCKET}/models").models()
+
+
+def test_nothing_is_written_to_a_disk(
+    s3: S3Server, stored: tuple[S3Repository, ModelSettings], tmp_path: Path
+) -> None:
+    """A model comes straight into memory: no half file is left, no full or read-only disk hurts."""
+    code = (
+        "import sys\n"
+        "def refuse(event, arguments):\n"
+        "    mode = arguments[1] if event == 'open' else None\n"
+        "    written = isinstance(mode, str) and set(mode) & set('wax+')\n"
+        "    if written or event in ('os.rename', 'os.mkdir', 'tempfile.mkstemp'):\n"
+        "        raise SystemExit(f'{event} {arguments}')\n"
+        "from mlserverless.repository import open_repository\n"
+        "repository = open_repository(sys.argv[1])\n"
+        "sys.addaudithook(refuse)\n"
+        "(model,) = repository.models()\n"
+        "print(len(repository.fetch(model).file.read()))\n"
+    )
+    assert stored
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"s3://{BUCKET}/models"],
+        env={
+            "PYTHONPATH": str(ROOT / "handler"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TMPDIR": str(tmp_path / "nowhere"),
+            "HOME": "/nowhere",
+            **s3.environment,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"{len(BYTES)}\n" == done.stdout, done.stderr
 
 
 def test_a_question_and_a_download_leave_a_request_time_before_the_gateway_gives_up() -> None:

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from skops import io as skops
 
 from mlserverless import runtime
 from mlserverless.errors import BadRequest, ModelLoadError
@@ -225,6 +227,60 @@ def test_a_server_may_refuse_models_without_a_digest() -> None:
 def test_what_is_no_model_does_not_load(raw: bytes, sentence: str) -> None:
     with pytest.raises(ModelLoadError, match=sentence):
         load(raw)
+
+
+# ── skops ───────────────────────────────────────────────────────────────────────────────
+
+
+class Own(LogisticRegression):
+    """A team's own estimator, which skops cannot know."""
+
+
+def read(raw: bytes, trusted: list[str] | None = None) -> runtime.Model:
+    extra = {} if trusted is None else {"trusted": trusted}
+    settings = ModelSettings(name="m", location="/", extra=extra)
+    return runtime.load(Artefact("model.skops", io.BytesIO(raw)), settings, Settings())
+
+
+def test_a_skops_file_answers_as_its_pickle_does() -> None:
+    pipeline = make_pipeline(StandardScaler(), CLASSIFIER).fit(X, [0, 1, 1])
+    answers = [
+        ask(model, "predict_proba").outputs[0].data.tolist()
+        for model in (read(skops.dumps(pipeline)), load(dumped(pipeline)))
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_types_that_nobody_trusts_are_listed_and_never_made() -> None:
+    raw = skops.dumps(Own().fit(X, [0, 1, 1]))
+    with pytest.raises(
+        ModelLoadError, match=r"^its artefact has types that .* does not: test_runtime\.Own$"
+    ):
+        read(raw)
+    assert read(raw, ["test_runtime.Own"]).methods
+
+
+def test_a_pickle_that_is_called_skops_is_not_unpickled(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    with pytest.raises(ModelLoadError, match=r"cannot be read as skops \(BadZipFile\)"):
+        read(pickle.dumps(Hostile(mark)))
+    assert not mark.exists()
+
+
+def test_a_skops_file_of_another_minor_version_is_refused() -> None:
+    raw = skops.dumps(CLASSIFIER)
+    schema = zipfile.ZipFile(io.BytesIO(raw)).read("schema.json")
+    old = schema.replace(sklearn.__version__.encode(), b"1.2.3")
+    assert old != schema
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(raw)) as found, zipfile.ZipFile(buffer, "w") as other:
+        for name in found.namelist():
+            other.writestr(name, old if name == "schema.json" else found.read(name))
+    with pytest.raises(ModelLoadError, match=r"saved by scikit-learn 1\.2\.3, this server has"):
+        read(buffer.getvalue())
+
+
+# ── versions ────────────────────────────────────────────────────────────────────────────
 
 
 def saved_by(version: str) -> bytes:

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Final, NamedTuple, Protocol, TypeVar
 from mlserverless.errors import ModelLoadError, Replaced, RepositoryError, Unavailable, quote
 from mlserverless.settings import MODEL_SETTINGS_FILE, Listing, ModelSettings
 
-WELL_KNOWN: Final = ("model.joblib", "model.pickle", "model.pkl")
+WELL_KNOWN: Final = ("model.joblib", "model.pickle", "model.pkl", "model.skops")
 
 _S3: Final = "s3://"
 # Seconds that S3 has for a question about models and for an artefact, retries and waits included:

@@ -40,6 +40,7 @@ METHODS: Final = (
 # What an estimator raises when it is the data of this request that it cannot take.
 _REFUSALS: Final = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 _SENTENCE_LIMIT: Final = 1000  # characters of an estimator's own words
+_NAMED: Final = 20  # untrusted types that an error lists
 
 
 class Model:
@@ -187,11 +188,21 @@ def _known_values(estimator: Any) -> dict[Any, Any]:
 
 
 def load(artefact: Artefact, settings: ModelSettings, server: Settings) -> Model:
-    """Unpickle a model once its digest is checked. Raises ModelLoadError with the reason."""
+    """Unpickle a model once its digest is checked. Raises ModelLoadError with the reason.
+
+    A `.skops` file is never unpickled: what it may make is what skops or the owner trusts.
+    """
     with artefact.file as file:
         _check_digest(file, settings.sha256, server.require_sha256)
         file.seek(0)
-        estimator = _unpickle(file, server.allow_version_mismatch)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if artefact.name.endswith(".skops"):
+                estimator = _read_skops(file, settings.trusted)
+            else:
+                estimator = _unpickle(file)
+    for warning in caught:
+        _check_versions(warning.message, server.allow_version_mismatch)
     if isinstance(estimator, type) or not hasattr(estimator, "fit"):
         raise ModelLoadError("its artefact holds no scikit-learn estimator")
     return Model(estimator, settings, server.max_body_bytes)
@@ -207,25 +218,37 @@ def _check_digest(file: Any, expected: str | None, required: bool) -> None:
         raise ModelLoadError("its artefact does not have the sha256 that its settings promise")
 
 
-def _unpickle(file: Any, allow_mismatch: bool) -> Any:
+def _unpickle(file: Any) -> Any:
     import joblib  # noqa: PLC0415 - the import that a cold start is made of
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            import_sklearn()
-            estimator = joblib.load(file)
-        except (ImportError, AttributeError) as error:
-            raise ModelLoadError(
-                f"its artefact needs what is not installed here: {one_line(error)}"
-            ) from error
-        except (Exception, SystemExit) as error:
-            raise ModelLoadError(
-                f"its artefact cannot be unpickled ({type(error).__name__})"
-            ) from error
-    for warning in caught:
-        _check_versions(warning.message, allow_mismatch)
-    return estimator
+    try:
+        import_sklearn()
+        return joblib.load(file)
+    except (ImportError, AttributeError) as error:
+        raise ModelLoadError(
+            f"its artefact needs what is not installed here: {one_line(error)}"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise ModelLoadError(
+            f"its artefact cannot be unpickled ({type(error).__name__})"
+        ) from error
+
+
+def _read_skops(file: Any, trusted: Sequence[str]) -> Any:
+    import_sklearn()
+    from skops import io as skops  # noqa: PLC0415 - most models are pickles
+
+    try:
+        raw = file.read()
+        strange = [name for name in skops.get_untrusted_types(data=raw) if name not in trusted]
+        if not strange:
+            return skops.loads(raw, trusted=list(trusted))
+    except (Exception, SystemExit) as error:
+        raise ModelLoadError(
+            f"its artefact cannot be read as skops ({type(error).__name__})"
+        ) from error
+    names = ", ".join(map(quote, strange[:_NAMED])) + (", …" if strange[_NAMED:] else "")
+    raise ModelLoadError(f"its artefact has types that parameters.extra.trusted does not: {names}")
 
 
 def _check_versions(message: Any, allow_mismatch: bool) -> None:

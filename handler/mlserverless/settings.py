@@ -192,6 +192,11 @@ class ModelSettings:
         """The digest that the artefact's bytes must have, if the owner gave one."""
         return self.extra.get("sha256")
 
+    @property
+    def trusted(self) -> tuple[str, ...]:
+        """The types that a skops artefact may hold besides those that skops itself trusts."""
+        return tuple(self.extra.get("trusted") or ())
+
     @classmethod
     def parse(
         cls,
@@ -259,6 +264,7 @@ class _ModelReader:
         extra = self.parameter("extra", _mapping)
         for word in ("predict_fn", "sha256"):
             _optional_text(f"{MODEL_SETTINGS_FILE}: parameters.extra.{word}", extra.get(word))
+        _names(f"{MODEL_SETTINGS_FILE}: parameters.extra.trusted", extra.get("trusted"))
         implementation = self.read("implementation", _optional_text)
         problem = None
         if implementation is None:
