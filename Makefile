@@ -26,8 +26,11 @@ PORT ?= 3000
 ROOT ?= models
 CHECKOV := .venv-checkov/ready
 MLSERVER := .venv-mlserver/ready
+SBOM    := build/sbom.cdx.json
+DEPLOYED := handler/requirements.txt layers/sklearn/requirements.txt
+AUDIT   := .venv-audit/ready
 
-.PHONY: help setup models serve local doctor test gates check bench build lock clean
+.PHONY: help setup models serve local doctor test gates audit check soak bench build lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -87,6 +90,16 @@ gates: setup $(CHECKOV) ## lint, types, floors: everything that needs no run
 	@.venv-checkov/bin/checkov --quiet --compact --skip-download --framework cloudformation serverless \
 	  --file template.yaml
 
+audit: $(AUDIT) ## ask for known vulnerabilities of every pin; says so where nobody can be asked
+	@.venv-audit/bin/python requirements/audit.py
+
+$(AUDIT): requirements/audit.txt | $(READY)
+	@echo "setup: .venv-audit with pip-audit and cyclonedx-bom"
+	@uv venv --quiet --clear --no-project --python '>=3.11,<3.14' .venv-audit
+	@env $(INDEX) uv pip install --quiet --python .venv-audit/bin/python --require-hashes \
+	  -r requirements/audit.txt
+	@touch $@
+
 bench: build $(MLSERVER) ## measure every figure beside its peers (wrk is wanted, too); part of it: PART=cold_start
 	@command -v wrk >/dev/null || { echo "bench: wrk is not here; get it with: apt-get install wrk" >&2; exit 1; }
 	@python benchmarks/run.py $(PART)
@@ -102,11 +115,15 @@ $(MLSERVER): requirements/mlserver.txt | $(READY)
 check: gates test ## everything that must hold before a commit
 
 clean: ## remove everything that is built
-	@rm -rf $(VENV) .venv-clients .venv-checkov .venv-mlserver .aws-sam build .hypothesis .*_cache .coverage $(MODELS)
+	@rm -rf $(VENV) .venv-clients .venv-audit .venv-checkov .venv-mlserver .aws-sam build .hypothesis .*_cache .coverage $(MODELS)
 	@find handler -name '*.egg-info' -prune -exec rm -rf {} +
 
-build: setup models ## build the function and its layers for Lambda, as `sam build` does (ARCHITECTURE=arm64)
+build: setup models $(SBOM) ## build the function, its layers and a list of their parts, as `sam build` does (ARCHITECTURE=arm64)
 	@env $(INDEX) sam build --parameter-overrides Architecture=$(ARCHITECTURE)
+
+$(SBOM): $(DEPLOYED) | $(AUDIT)
+	@mkdir -p $(@D)
+	@cat $(DEPLOYED) | .venv-audit/bin/cyclonedx-py requirements --output-reproducible -o $@ -
 
 lock: $(READY) ## pin the newest allowed versions anew
 	$(LOCK) requirements/dev.in -o requirements/dev.txt --upgrade

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from emulator import BUILT, built_layout, python_of_lambda
 
 LIMIT = 262_144_000  # bytes that Lambda unzips for a function and its layers
 PARTS = ("Function", "SklearnLayer", "ModelsLayer")
+OF_OTHER_PYTHONS = {"tzdata"}  # pinned for systems without a time zone database
 UNCHECKED_HASH = 1  # the flags of a .pyc that Lambda takes without a look at its source
 
 python = python_of_lambda()
@@ -135,3 +138,23 @@ def test_the_workshops_python_is_not_taken_for_lambdas(tmp_path: Path) -> None:
     subprocess.run(
         [*command, f"ARTIFACTS_DIR={tmp_path}"], cwd=ROOT, check=True, capture_output=True
     )
+
+
+def test_the_list_of_parts_is_what_was_built() -> None:
+    """CycloneDX, every part with the hashes that it was pinned by."""
+    bill = json.loads((ROOT / "build" / "sbom.cdx.json").read_text())
+    assert "CycloneDX" == bill["bomFormat"]
+    listed = {(canonical(each["name"]), each["version"]) for each in bill["components"]}
+    installed = set()
+    for folder in BUILT.rglob("*.dist-info"):
+        name, version = folder.name.removesuffix(".dist-info").split("-")
+        installed.add((canonical(name), version))
+    assert installed == {part for part in listed if part[0] not in OF_OTHER_PYTHONS}
+    assert len(installed) > 20
+    for each in bill["components"]:
+        (source,) = each["externalReferences"]
+        assert {"SHA-256"} == {found["alg"] for found in source["hashes"]}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
