@@ -24,6 +24,7 @@ export ARCHITECTURE ?= $(shell sed -n 's/^parameter_overrides.*Architecture=\([a
 
 PORT ?= 3000
 ROOT ?= models
+COUNT ?= 100000
 CHECKOV := .venv-checkov/ready
 MLSERVER := .venv-mlserver/ready
 SBOM    := build/sbom.cdx.json
@@ -111,6 +112,10 @@ $(MLSERVER): requirements/mlserver.txt | $(READY)
 	@env $(INDEX) uv pip install --quiet --python .venv-mlserver/bin/python --compile-bytecode --require-hashes \
 	  -r requirements/mlserver.txt
 	@touch $@
+
+soak: setup models ## ask 100,000 times (COUNT=), load the local server for 30 s: nothing may grow or fail (wrk is wanted)
+	@command -v wrk >/dev/null || { echo "soak: wrk is not here; get it with: apt-get install wrk" >&2; exit 1; }
+	@python tests/soak.py $(COUNT) 30
 
 check: gates test ## everything that must hold before a commit
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.preprocessing import FunctionTransformer
 
-from conftest import MakeModel
+from conftest import ROOT, MakeModel
 from doors import Door, http_api, through
 from mlserverless import codec, main, wire
 from mlserverless.protocol import DATATYPES, InferenceRequest, InferenceResponse, RequestOutput
@@ -155,9 +156,80 @@ EVENTS = st.fixed_dictionaries(
 @given(event=EVENTS | JSON)
 def test_any_event_gets_a_valid_proxy_answer(tmp_path: Path, event: Any) -> None:
     door = main.Door(Settings(model_repository_root=str(tmp_path)))
-    answer = json.loads(json.dumps(door(event, None)))
-    assert 200 <= answer["statusCode"] < 500
+    assert 200 <= whole(door(event, None)) < 500
+
+
+# ── a corpus of events ──────────────────────────────────────────────────────────────────
+
+
+DIGIT = "@events/requests/digit.json"  # stands in the corpus for what lies there
+
+
+def corpus() -> list[dict[str, Any]]:
+    """What gateways, schedulers, test buttons and attackers have sent, each with its status."""
+    text = (ROOT / DIGIT[1:]).read_text()
+    lines = (ROOT / "tests" / "corpus" / "events.jsonl").read_text().splitlines()
+    cases: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    for case in cases:
+        if isinstance(case["event"], dict) and case["event"].get("body") == DIGIT:
+            case["event"]["body"] = text
+    return cases
+
+
+CORPUS = corpus()
+
+
+@pytest.fixture(scope="module")
+def digits_door(digits: Path) -> main.Door:
+    return main.Door(Settings(model_repository_root=str(digits.parent)))
+
+
+def whole(answer: Any) -> int:
+    """The status of what every gateway can carry; an assertion else."""
+    answer = json.loads(json.dumps(answer))
+    assert isinstance(answer["statusCode"], int)
     assert isinstance(answer["body"], str)
     assert isinstance(answer["isBase64Encoded"], bool)
     for headers in (answer.get("headers", {}), answer.get("multiValueHeaders", {})):
         assert isinstance(headers, dict)
+    if answer["statusCode"] >= 400:
+        assert json.loads(answer["body"])["error"].isprintable()
+    return int(answer["statusCode"])
+
+
+@pytest.mark.parametrize("case", CORPUS, ids=[case["why"] for case in CORPUS])
+def test_every_event_of_the_corpus_is_answered_as_it_was(
+    digits_door: main.Door, case: dict[str, Any]
+) -> None:
+    assert case["status"] == whole(digits_door(case["event"], None))
+
+
+def test_what_is_no_request_is_answered_without_a_look_at_the_models(tmp_path: Path) -> None:
+    """A ping that keeps an environment warm costs nothing: a repository is not even opened."""
+    nowhere = main.Door(Settings(model_repository_root=str(tmp_path / "nowhere")))
+    pings = [case for case in CORPUS if "ping" in case["why"] or "scheduled" in case["why"]]
+    assert [400] * 4 == [whole(nowhere(case["event"], None)) for case in pings]
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> Any:
+    """An event of the corpus with some of its leaves replaced or gone."""
+    event = copy.deepcopy(draw(st.sampled_from(CORPUS))["event"])
+    for _ in range(draw(st.integers(1, 3))):
+        holder = event
+        while isinstance(holder, dict) and holder:
+            key = draw(st.sampled_from(sorted(holder)))
+            if isinstance(holder[key], dict) and holder[key] and draw(st.booleans()):
+                holder = holder[key]
+                continue
+            holder[key] = draw(JSON)
+            if draw(st.booleans()):
+                del holder[key]
+            break
+    return event
+
+
+@settings(max_examples=300, deadline=None)
+@given(event=mutations())
+def test_any_mutation_of_the_corpus_is_answered(digits_door: main.Door, event: Any) -> None:
+    assert whole(digits_door(event, None)) < 500
