@@ -19,9 +19,11 @@ import requests
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from doors import SECRET
+
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
-    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_SECRET_ACCESS_KEY": SECRET,
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 BUCKET = "models-of-the-team"
@@ -116,7 +118,7 @@ class S3Server:
             endpoint_url=self.url,
             region_name=CREDENTIALS["AWS_DEFAULT_REGION"],
             aws_access_key_id="testing",
-            aws_secret_access_key="testing",  # noqa: S106 - moto asks for some
+            aws_secret_access_key=SECRET,
         )
 
     def put(self, key: str, body: bytes, bucket: str = BUCKET) -> None:

@@ -26,8 +26,26 @@ IMPLEMENTATION = "mlserver_sklearn.SKLearnModel"
 MakeModel = Callable[..., Path]
 
 
+LOGS = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep what every test's processes have logged, for the test that comes last."""
+    config.stash[LOGS] = []
+    config.pluginmanager.register(_Logs(config.stash[LOGS]))
+
+
+class _Logs:
+    def __init__(self, kept: list[str]) -> None:
+        self.kept = kept
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.kept += [text for name, text in report.sections if name.startswith("Captured")]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave the container tests out where there is no Docker, and say so; CI has one."""
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
     if os.environ.get("CI") or sam.docker_answers():
         return
     left_out = pytest.mark.skip(reason="Docker does not answer: left out")

@@ -128,6 +128,8 @@ def emulator(layout: Layout, **environment: str) -> Iterator[Handler]:
         finally:
             os.killpg(process.pid, signal.SIGKILL)  # the emulator's own children too
             process.wait()
+            log.seek(0)
+            sys.stderr.write(log.read().decode())
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -111,6 +112,7 @@ def invoke(template: Path, event: Path, **parameters: str) -> str:
     line = [*command("invoke", template, parameters), "--event", str(event), "Function"]
     done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
     remove(containers(done.stderr))
+    sys.stderr.write(done.stderr)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -132,6 +134,7 @@ def _started(verb: str, template: Path, parameters: dict[str, str]) -> Iterator[
             process.terminate()
             process.wait(timeout=60)
             remove(containers(_said(log)))
+            sys.stderr.write(_said(log))
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], said: Callable[[], str]) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, MakeModel
-from doors import local_server, over_http
+from conftest import LOGS, ROOT, MakeModel
+from doors import PLANTED, local_server, over_http
 from mlserverless import main
 from mlserverless.journal import METRICS, Journal, Line
 from mlserverless.settings import Settings
@@ -125,11 +125,24 @@ def test_the_level_decides_which_requests_have_a_line(
     assert logged == [line["status"] for line in lines() if line["message"] == "request"]
 
 
+def test_a_fault_that_is_not_the_clients_has_its_sentence_in_the_line(
+    tmp_path: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = journaled(tmp_path / "nowhere")(event(), CONTEXT)
+    (line,) = lines()
+    assert json.loads(answer["body"])["error"] == line["error"]
+    monkeypatch.setenv("MLSERVERLESS_POLL_SECONDS", "soon")
+    answer = main._open()(event(), CONTEXT)  # noqa: SLF001 - what import calls
+    (line,) = lines()
+    assert json.loads(answer["body"])["error"] == line["error"]
+    assert (500, CONTEXT.aws_request_id) == (line["status"], line["request_id"])
+
+
 def test_a_clients_words_are_in_no_line(make_model: MakeModel, lines: Lines) -> None:
     """Path, body, headers, query and an unknown model's name: nothing of them is repeated."""
     root = make_model("m", Clumsy())
     door = journaled(root, "DEBUG")
-    word = "Xylophon31415"
+    word = PLANTED[-1]
     headers = {"authorization": word, "x-word": word, "content-encoding": word}
     tensor = {"name": word, "shape": [1, 1], "datatype": "FP64", "data": [0.31415]}
     body = json.dumps({"id": word, "inputs": [tensor], "parameters": {word: word}})
@@ -183,3 +196,16 @@ def test_the_local_server_logs_what_went_wrong_and_on_request_everything(
         assert logged == [line["status"] for line in requests]
         assert "Xylophon31415" not in found
         assert all("_aws" not in line for line in lines)
+
+
+@pytest.mark.last
+def test_the_logs_of_this_whole_run_hold_nothing_that_was_planted(
+    request: pytest.FixtureRequest,
+) -> None:
+    """Headers, queries, bodies, credentials: of the handler, emulator, containers and servers."""
+    kept: list[str] = request.config.stash[LOGS]
+    logs = "\n".join(kept)
+    assert [] == [word for word in PLANTED if word in logs]
+    if len(request.session.items) > 1000:  # all of them, so that there was something to find
+        assert logs.count('"message":"request"') > 1000
+        assert logs.count("/v2/models/{name}/infer") > 100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import os
 import re
 import shutil
 import time
@@ -141,22 +142,29 @@ class WhenLoaded:
 def test_too_slow_and_too_big_end_in_an_answer_and_the_next_request_is_served(
     digits: Path, tmp_path: Path
 ) -> None:
+    """What the function can foresee it answers; what ends its process, the gateway does."""
     models = tmp_path / "models"
     shutil.copytree(digits, models / "mnist-svm")
     for name, does in {
         "slow": WhenLoaded(time.sleep, 60),
         "big": WhenLoaded(operator.mul, b"x", 2_000_000_000),
+        "crash": WhenLoaded(os._exit, 1),
     }.items():
         estimator = DummyClassifier().fit([[0]], [0])
         estimator.does = does
         put_model(models, name, estimator)
     event = json.loads((ROOT / "events" / "http-api-infer.json").read_text())
     digit = event["body"].encode()
+    expected = {
+        "slow": {"error": "Model slow is still being loaded"},
+        "big": {"error": "Model big failed to load: it needs more memory than there is"},
+        "crash": {"message": "Internal server error"},  # the gateway's words
+    }
     with sam.start_api(sam.template(tmp_path, models), Timeout="3", MemorySize="512") as url:
         ask = over_http(url)
-        for name in ("slow", "big"):
+        for name, said in expected.items():
             answer = ask("POST", f"/v2/models/{name}/infer", digit)
-            assert {"message": "Internal server error"} == answer.json  # the gateway's words
+            assert said == answer.json
             assert answer.status >= 500
             served = ask("POST", INFER, digit)
             assert (200, [8]) == (served.status, served.json["outputs"][0]["data"])

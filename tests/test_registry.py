@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import operator
 import shutil
 import subprocess
 import sys
@@ -365,6 +366,23 @@ def test_a_preloaded_server_is_ready_though_models_had_to_leave(make_model: Make
     registry = opened(root, load_models_at_startup=True, max_model_bytes=1)
     registry.load_all()
     assert registry.unready() is None
+
+
+class Huge:
+    """Unpickles to more than there is."""
+
+    def __reduce__(self) -> Any:
+        return operator.mul, (b"x", 2**62)
+
+
+def test_a_model_that_memory_cannot_hold_says_so_and_the_others_are_served(
+    make_model: MakeModel,
+) -> None:
+    make_model("huge", Huge())
+    registry = opened(make_model("m", MODEL))
+    with pytest.raises(ModelLoadError, match=r"^Model huge failed to load: it needs more memory"):
+        registry.get(registry.find("huge"))
+    assert registry.get(registry.find("m")).methods
 
 
 # ── threads and processes ───────────────────────────────────────────────────────────────

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import json
+import re
 import subprocess
 from typing import Any
 
@@ -15,6 +17,7 @@ from samtranslator.translator.transform import transform
 from samtranslator.yaml_helper import yaml_parse
 
 from conftest import ROOT
+from mlserverless.journal import METRICS, NAMESPACE
 from mlserverless.settings import Settings
 
 NOTHING = {"Ref": "AWS::NoValue"}
@@ -339,3 +342,33 @@ def test_checkov_is_told_in_words_why_a_finding_is_none(template: Any) -> None:
         for skip in resource.get("Metadata", {}).get("checkov", {}).get("skip", [])
     ]
     assert [] == [skip["id"] for skip in skips if len(skip["comment"].split()) < 8]
+
+
+def test_every_metric_that_is_watched_is_one_that_the_function_writes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deployed = Deployed(monkeypatch)
+    name = {"Ref": "Function"}
+    watched = {
+        alarm["MetricName"]
+        for alarm in deployed.of_type("AWS::CloudWatch::Alarm").values()
+        if alarm["Namespace"] == NAMESPACE
+        and alarm["Dimensions"] == [{"Name": "function", "Value": name}]
+    }
+    (dashboard,) = deployed.of_type("AWS::CloudWatch::Dashboard").values()
+    body = dashboard["DashboardBody"]["Fn::Sub"]
+    shown = set(re.findall(rf'\["{NAMESPACE}", "(\w+)", "function", "\$\{{Function\}}"', body))
+    assert {"load_failures"} == watched
+    assert set(METRICS) == shown
+    fields = {"message", "rows", "predict_ms", "model", "version", "status"}
+    query = re.search(r"filter message = 'request' .*", body)
+    assert query is not None
+    assert all(field in query[0] for field in fields)
+
+
+def test_the_dashboard_is_what_cloudwatch_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    (dashboard,) = Deployed(monkeypatch).of_type("AWS::CloudWatch::Dashboard").values()
+    body = json.loads(dashboard["DashboardBody"]["Fn::Sub"])
+    assert len(body["widgets"]) > 5
+    for widget in body["widgets"]:
+        assert {"type", "width", "properties"} == set(widget)

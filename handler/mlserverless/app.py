@@ -146,6 +146,8 @@ def _guarded(route: str, endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except MLServerlessError as error:
+            if error.status >= 500:
+                line.error = str(error)
             return error_response(error)
         except MemoryError:
             return error_response(TooLarge("this request needs more memory than there is"))
@@ -228,7 +230,7 @@ class _Service:
         start = time.perf_counter()
         memory.check_text(body)
         answer = model.infer(wire.decode(body, header_length))
-        memory.check_numbers(sum(prod(output.shape) for output in answer.outputs))
+        memory.check_numbers(sum([prod(output.shape) for output in answer.outputs]))
         encoded = wire.encode(answer)
         line.predict_ms = milliseconds(start)
         line.rows = answer.outputs[0].shape[0] if answer.outputs else 0

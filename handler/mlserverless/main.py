@@ -111,14 +111,22 @@ def _open() -> Any:
     """The handler, or one that says on every request what is wrong with the settings."""
     limit_threads()
     memory.limit(memory_of_function())
+    journal = Journal(level_of_function(), name_of_function())
     try:
         settings = Settings.load(log_level=level_of_function())
-        journal = Journal(settings.log_level, name_of_function())
+        journal.setLevel(settings.log_level)
         journal.attach()
         return Door(settings, journal)
     except SettingsError as error:
-        answer = events.failure(error)
-        return lambda *_: answer
+        answer, sentence = events.failure(error), str(error)
+
+        def refuse(event: Any, context: Any) -> events.Answer:
+            line = Line(_ids(event, context))
+            line.error = sentence
+            journal.request(line, answer["statusCode"], len(answer["body"]))
+            return answer
+
+        return refuse
 
 
 handler = _open()

@@ -190,8 +190,11 @@ class Registry:
 
                 artefact = self._fetch(entry)
                 model = runtime.load(artefact, entry.settings, self._settings)
-        except ModelLoadError as error:
-            failure = ModelLoadError(f"Model {quote(settings.name)} failed to load: {error}")
+        except (ModelLoadError, MemoryError) as error:
+            why = (
+                error if isinstance(error, ModelLoadError) else "it needs more memory than there is"
+            )
+            failure = ModelLoadError(f"Model {quote(settings.name)} failed to load: {why}")
             entry.failure, entry.failed_at = failure, time.monotonic()
             log.error("%s", failure, extra={"fields": who | {"load_failures": 1}})  # noqa: TRY400 - the sentence says it all
             raise failure from error

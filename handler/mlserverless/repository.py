@@ -396,9 +396,12 @@ class S3:
                 return None
             with closing(answer["Body"]) as body:  # not as a context: that is urllib3's own
                 raw = body.read()
+        etag = str(answer["ETag"])
+        if listed is not None and etag != listed.etag:  # whoever answered knows no conditions
+            raise Replaced(f"an object of bucket {quote(bucket)} is being replaced")
         if listed is not None and len(raw) != listed.size:
             raise Unavailable(f"S3 sent another length from bucket {quote(bucket)} than it listed")
-        return raw, str(answer["ETag"])
+        return raw, etag
 
     def _unless_missing(self, ask: Any, bucket: str, key: str, **condition: str) -> Any:
         try:

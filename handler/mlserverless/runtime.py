@@ -228,6 +228,8 @@ def _unpickle(file: Any) -> Any:
         raise ModelLoadError(
             f"its artefact needs what is not installed here: {one_line(error)}"
         ) from error
+    except MemoryError:
+        raise
     except (Exception, SystemExit) as error:
         raise ModelLoadError(
             f"its artefact cannot be unpickled ({type(error).__name__})"
@@ -243,6 +245,8 @@ def _read_skops(file: Any, trusted: Sequence[str]) -> Any:
         strange = [name for name in skops.get_untrusted_types(data=raw) if name not in trusted]
         if not strange:
             return skops.loads(raw, trusted=list(trusted))
+    except MemoryError:
+        raise
     except (Exception, SystemExit) as error:
         raise ModelLoadError(
             f"its artefact cannot be read as skops ({type(error).__name__})"
