@@ -55,11 +55,11 @@ $(CLIENTS): requirements/clients.txt | $(READY)
 	    -r requirements/clients.txt && touch $@ \
 	  || echo "setup: left out: no Python from 3.11 to 3.13 to run the clients with"
 
-$(CHECKOV): requirements/checkov.txt | $(READY)
-	@echo "setup: .venv-checkov, apart from the rest: it pins what others need newer"
-	@uv venv --quiet --clear --no-project --python '>=3.11,<3.14' .venv-checkov
-	@env $(INDEX) uv pip install --quiet --python .venv-checkov/bin/python --require-hashes \
-	  -r requirements/checkov.txt
+# apart from the rest: each pins what others need newer
+$(AUDIT) $(CHECKOV): .venv-%/ready: requirements/%.txt | $(READY)
+	@echo "setup: .venv-$*"
+	@uv venv --quiet --clear --no-project --python '>=3.11,<3.14' .venv-$*
+	@env $(INDEX) uv pip install --quiet --python .venv-$*/bin/python --require-hashes -r $<
 	@touch $@
 
 models: setup $(MODELS) ## train the models under models/ whose artefact is missing or old
@@ -93,13 +93,6 @@ gates: setup $(CHECKOV) ## lint, types, floors: everything that needs no run
 
 audit: $(AUDIT) ## ask for known vulnerabilities of every pin; says so where nobody can be asked
 	@.venv-audit/bin/python requirements/audit.py
-
-$(AUDIT): requirements/audit.txt | $(READY)
-	@echo "setup: .venv-audit with pip-audit and cyclonedx-bom"
-	@uv venv --quiet --clear --no-project --python '>=3.11,<3.14' .venv-audit
-	@env $(INDEX) uv pip install --quiet --python .venv-audit/bin/python --require-hashes \
-	  -r requirements/audit.txt
-	@touch $@
 
 bench: build $(MLSERVER) ## measure every figure beside its peers (wrk is wanted, too); part of it: PART=cold_start
 	@command -v wrk >/dev/null || { echo "bench: wrk is not here; get it with: apt-get install wrk" >&2; exit 1; }

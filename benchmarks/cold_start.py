@@ -29,7 +29,10 @@ print(model.predict(numpy.array(data)))
 OURS = f"""
 import json
 from mlserverless.main import handler
-print(handler(json.load(open({str(EVENT)!r})), None)["body"])
+class Context:  # as Lambda gives it
+    aws_request_id = "c6af9ac6-7b61-11e6-9a41-93e8deadbeef"
+    get_remaining_time_in_millis = lambda self: 29_000
+print(handler(json.load(open({str(EVENT)!r})), Context())["body"])
 """
 TIMED = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
 

@@ -81,7 +81,14 @@ def gateway(handler: Handler, signer: Credentials | None = None) -> Iterator[str
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Request) as server:
+    with serving(Request) as url:
+        yield url
+
+
+@contextmanager
+def serving(requests: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Answer by a class of requests on a free port of 127.0.0.1; yields the URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), requests) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from conftest import ROOT
+from gateway import serving
 
 FLAW = {"id": "PYSEC-2026-1", "modified": "2026-01-01T00:00:00Z", "affected": []}
 
@@ -34,14 +34,8 @@ def advisories(flawed: str | None) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Query) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Query) as url:
+        yield url
 
 
 def audit(url: str) -> subprocess.CompletedProcess[str]:
