@@ -109,18 +109,21 @@ def test_the_function_is_made_from_it_and_read_back(cloud: S3Server, deployed: D
         for name, layer in deployed.of_type("AWS::Lambda::LayerVersion").items()
     ]
     wanted = deployed.of_type("AWS::Lambda::Function")["Function"]
+    # a number is handed over as text, as CloudFormation does it
+    variables = wanted["Environment"]["Variables"]
+    environment = {"Variables": {name: str(value) for name, value in variables.items()}}
     taken = ("Handler", "Runtime", "MemorySize", "Timeout", "Architectures", "TracingConfig")
     functions.create_function(
         FunctionName="function",
         Role=arn,
         Layers=made,
-        Environment=wanted["Environment"],
+        Environment=environment,
         Code=wanted["Code"],
         **{key: wanted[key] for key in taken},
     )
     found = functions.get_function_configuration(FunctionName="function")
     assert {key: wanted[key] for key in taken} == {key: found[key] for key in taken}
-    assert wanted["Environment"] == found["Environment"]
+    assert environment == found["Environment"]
     assert made == [layer["Arn"] for layer in found["Layers"]]
     assert "mlserverless.main.handler" == found["Handler"]
     iam.close()
