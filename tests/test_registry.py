@@ -218,7 +218,7 @@ def test_new_bytes_in_s3_are_told_by_their_etag_and_fetched_once(
     s3.asked.clear()
     assert 0 == answer_of(registry)
     key = f"/{BUCKET}/m/model.joblib"
-    assert 2 == len(s3.asked), "one listing, which has the ETag, and one settings file"
+    assert 1 == len(s3.asked), "one listing, which has the ETags of settings and artefact"
     joblib.dump(OTHER, folder / "model.joblib")
     s3.put("m/model.joblib", (folder / "model.joblib").read_bytes())
     s3.asked.clear()

@@ -293,6 +293,7 @@ class S3Repository(_Sources):
         super().__init__()
         self.bucket, prefix = split_s3(root)
         self.prefix = f"{prefix}/" if prefix else ""
+        self._known: dict[str, tuple[Stored, ModelSettings]] = {}  # what was read, and of what
 
     def models(self, wanted: Wanted | None = None) -> list[ModelSettings]:
         """What lies under the prefix now: one listing, then the settings files at once."""
@@ -328,11 +329,15 @@ class S3Repository(_Sources):
         location = f"{_S3}{self.bucket}/{folder}"
         name = posixpath.basename(folder) or self.bucket
         uri = f"{_S3}{self.bucket}/{posixpath.join(folder, MODEL_SETTINGS_FILE)}"
+        stored, settings = self._known.get(uri, (None, None))
+        if settings is not None and stored == listing[uri]:
+            return replace(settings, listing=listing)
         raw = self.s3.read(uri, listing[uri])
         if raw is None:
             problem = f"{MODEL_SETTINGS_FILE} went away while it was read"
             return ModelSettings(name=name, location=location, problem=problem)
         settings = ModelSettings.parse(raw, location=location, folder_name=name)
+        self._known[uri] = (listing[uri], settings)
         return replace(settings, listing=listing)
 
 
