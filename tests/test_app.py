@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sklearn.base import BaseEstimator
 from sklearn.dummy import DummyClassifier
+from starlette import routing
 
 from conftest import MakeModel
 from doors import Answer, Door, http_api, through
@@ -217,3 +218,12 @@ def test_load_and_unload_work_where_the_owner_allows_it(make_model: MakeModel) -
 def test_a_name_is_looked_up_never_joined_into_a_path(served: Door) -> None:
     for name in ("..%2Fm", "%2e%2e", "m%00", "m%2F"):
         assert 404 == ask(served, f"/v2/models/{name}/infer").status
+
+
+def test_what_fails_before_any_route_is_an_answer_too(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(routing.Route, "matches", lambda *_: 1 / 0)
+    answer = ask(door(make_model("m", MODEL)))
+    assert (500, ["error"]) == (answer.status, list(answer.json))
+    assert "failed with ZeroDivisionError" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from aws import BUCKET, S3Server
 from conftest import LOGS, ROOT, MakeModel
 from doors import PLANTED, local_server, over_http
 from mlserverless import main
@@ -175,6 +177,36 @@ def test_a_warning_is_its_kind_and_place_without_its_words() -> None:
         line["message"],
         line["where"],
     )
+
+
+def test_who_asks_for_everything_gets_no_signature_of_a_library(s3: S3Server, digits: Path) -> None:
+    """Lambda's LogLevel=DEBUG is the root logger's, and botocore would log how it signs."""
+    for file in ("model-settings.json", "mnist-svm.joblib"):
+        s3.put(f"mnist-svm/{file}", (digits / file).read_bytes())
+    code = (
+        "import json, logging, sys\n"
+        "logging.basicConfig(level=logging.DEBUG)\n"
+        "from mlserverless.main import handler\n"
+        "print(handler(json.load(open(sys.argv[1])), None)['statusCode'])\n"
+    )
+    environment = {
+        "PYTHONPATH": str(ROOT / "handler"),
+        "MLSERVER_MODEL_REPOSITORY_ROOT": f"s3://{BUCKET}",
+        "AWS_LAMBDA_LOG_LEVEL": "DEBUG",
+        **s3.environment,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / "events" / "http-api-infer.json")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "200\n" == done.stdout
+    assert ["model mnist-svm loaded", "request"] == [
+        json.loads(line)["message"] for line in done.stderr.splitlines() if line.startswith("{")
+    ]
+    assert not re.search("signature|authorization|AWS4-HMAC", done.stderr, re.IGNORECASE)
 
 
 def test_nobody_who_reads_is_no_reason_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,9 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -74,6 +76,14 @@ def test_what_was_given_up_takes_a_bounded_part_of_the_function(door: main.Door)
     busy = ask(door, 0.6, [[0.0]])
     assert (503, "1") == (busy.status, busy.headers["retry-after"])
     assert 200 == ask(door, 29, [[0.0]]).status, "it waits for one that ends"
+
+
+@pytest.mark.parametrize("said", [None, "soon", Mock(), float("inf"), 10**12])
+def test_a_context_that_knows_no_time_is_no_reason_to_refuse(door: main.Door, said: Any) -> None:
+    event = http_api("POST", "/v2/models/m/infer", asked([[0.0]]), {})
+    context = SimpleNamespace(aws_request_id=said, get_remaining_time_in_millis=lambda: said)
+    assert 200 == door(event, context)["statusCode"]
+    assert 200 == door(event, Mock())["statusCode"]
 
 
 class Waiting:
@@ -158,16 +168,23 @@ def test_json_that_would_not_fit_is_a_413_and_the_process_lives(
     assert 200 == door("GET", "/v2/health/live").status
 
 
-def test_a_result_that_would_not_fit_is_a_413_and_the_next_is_served(function: Handler) -> None:
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (2, "and Lambda carries 6291456"),
+        (4, "and Lambda carries 6291456"),  # whose text is too much to be copied once more
+        (10, "needs more memory than there is"),
+        (100, "needs more memory than there is"),
+    ],
+)
+def test_a_result_that_would_not_fit_is_a_413_and_the_next_is_served(
+    function: Handler, rows: int, sentence: str
+) -> None:
     door = through(function, http_api)
-    answer = door("POST", "/v2/models/growing/infer", asked([[1.0] * 200] * 100))
-    assert (413, "this request needs more memory than there is") == (
-        answer.status,
-        answer.json["error"],
-    )
-    answer = door("POST", "/v2/models/growing/infer", asked([[1.0] * 200] * 2))
+    numbers = np.random.default_rng(0).random((rows, 200)).tolist()
+    answer = door("POST", "/v2/models/growing/infer", asked(numbers))
     assert 413 == answer.status
-    assert "Lambda carries 6291456" in answer.json["error"]
+    assert sentence in answer.json["error"]
     assert 200 == door("GET", "/v2/models/growing/ready").status
 
 

@@ -162,7 +162,9 @@ def carried(answer: Answer) -> Answer:
     # escaping makes at most six bytes of one; below that nothing needs to be measured
     if len(answer["body"]) * 6 < ANSWER_LIMIT:
         return answer
-    size = len(orjson.dumps(answer))
+    size = len(answer["body"])
+    if size <= ANSWER_LIMIT:  # else it would only be copied, to be told what is known
+        size = len(orjson.dumps(answer))
     if size <= ANSWER_LIMIT:
         return answer
     return failure(

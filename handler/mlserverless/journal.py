@@ -30,6 +30,9 @@ METRICS: Final = {
     "load_failures": "Count",
 }
 
+# Libraries that would log headers, signatures and paths to whoever asks for everything.
+_TALKATIVE: Final = ("asyncio", "boto3", "botocore", "urllib3", "uvicorn")
+
 Fields = Mapping[str, Any]
 
 
@@ -64,6 +67,8 @@ class Journal(logging.Handler):
         ours.handlers = [self]
         ours.setLevel(self.level)
         ours.propagate = False
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         warnings.showwarning = self._warned  # type: ignore[assignment] # called by position
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -98,7 +98,7 @@ class Door:
 def _ids(event: Any, context: Any) -> dict[str, str]:
     """What a line and an error are found by: Lambda's own id, the gateway's, X-Ray's."""
     ids = {}
-    if (found := getattr(context, "aws_request_id", None)) is not None:
+    if isinstance(found := getattr(context, "aws_request_id", None), str):
         ids["request_id"] = found
     if (found := events.gateway_id(event)) is not None:
         ids["gateway_id"] = found

@@ -15,7 +15,7 @@ from typing import Final
 _BUFFER: Final = 12  # for each byte of text
 _WORST: Final = 48  # the same, with the objects of "[],[],[],…"
 _OBJECTS: Final = {b",": 40, b"[": 56, b"{": 64, b'"': 28}
-_SPELLED: Final = 26  # a double, at its longest
+_SPELLED: Final = 60  # of a double: 25 characters at its longest, in a buffer that doubles
 _SMALL: Final = 65_536  # bytes that always fit
 
 

@@ -154,7 +154,7 @@ class _Sources(ABC):
         target = self._target(model)
         candidates = self._candidates(target, model)
         for candidate in candidates:
-            if candidate in model.listing:
+            if candidate in model.listing and model.listing[candidate].etag:
                 return str(model.listing[candidate].etag)
         if target.startswith(_S3):
             return self._within(_QUESTION, self._first_stamp, candidates)
@@ -361,7 +361,7 @@ class S3:
                 Bucket=bucket, Prefix=prefix
             )
             return {
-                f"{_S3}{bucket}/{entry['Key']}": Stored(entry["ETag"], entry["Size"])
+                f"{_S3}{bucket}/{entry['Key']}": Stored(entry.get("ETag", ""), entry["Size"])
                 for page in pages
                 for entry in page.get("Contents", ())
             }
@@ -394,7 +394,7 @@ class S3:
 
     def _get(self, uri: str, listed: Stored | None) -> tuple[bytes, str] | None:
         bucket, key = split_s3(uri)
-        condition = {} if listed is None else {"IfMatch": listed.etag}
+        condition = {"IfMatch": listed.etag} if listed and listed.etag else {}
         with _asking(bucket):
             answer = self._unless_missing(self.client.get_object, bucket, key, **condition)
             if answer is None:
@@ -402,7 +402,7 @@ class S3:
             with closing(answer["Body"]) as body:  # not as a context: that is urllib3's own
                 raw = body.read()
         etag = str(answer["ETag"])
-        if listed is not None and etag != listed.etag:  # whoever answered knows no conditions
+        if condition and etag != condition["IfMatch"]:  # whoever answered knows no conditions
             raise Replaced(f"an object of bucket {quote(bucket)} is being replaced")
         if listed is not None and len(raw) != listed.size:
             raise Unavailable(f"S3 sent another length from bucket {quote(bucket)} than it listed")
