@@ -360,6 +360,20 @@ def test_a_model_larger_than_the_budget_is_served_alone(make_model: MakeModel) -
         assert [name] == [each for each in "ab" if registry.find(each).model is not None]
 
 
+def test_versions_that_were_replaced_count_no_more(make_model: MakeModel) -> None:
+    """A poll loads beside the old model, which then goes: three fit, and no other has to leave."""
+    make_model("other", OTHER)
+    artefact = make_model("m", OTHER) / "m" / "model.joblib"
+    root, budget = artefact.parent.parent, 3 * artefact.stat().st_size + 100
+    registry = opened(root, model_control_mode="poll", poll_seconds=0, max_model_bytes=budget)
+    other = registry.get(registry.find("other"))
+    for constant in range(6):
+        model = DummyClassifier(strategy="constant", constant=constant).fit([[0.0]], [constant])
+        joblib.dump(model, artefact)
+        assert constant == answer_of(registry)
+    assert other is registry.find("other").model
+
+
 def test_a_preloaded_server_is_ready_though_models_had_to_leave(make_model: MakeModel) -> None:
     make_model("a", MODEL)
     root = make_model("b", MODEL)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
+from weakref import WeakSet
 
 from mlserverless.collector import paused
 from mlserverless.errors import (
@@ -84,7 +85,8 @@ class Registry:
         self._polling = threading.Lock()
         self._next_poll = 0.0
         self._uses = itertools.count(1)
-        self._in_memory: set[Entry] = set()
+        self._in_memory: WeakSet[Entry] = WeakSet()  # what a newer one has replaced goes by itself
+        self._making_room = threading.Lock()  # a load may happen under the other
 
     # ── finding ─────────────────────────────────────────────────────────────────────────
 
@@ -227,11 +229,13 @@ class Registry:
         budget = self._settings.max_model_bytes
         if not budget:
             return
-        with self._lock:
-            self._in_memory = {each for each in self._in_memory if each.model is not None}
+        with self._making_room:
             self._in_memory.add(newest)
-            size = sum(each.size for each in self._in_memory)
-            for each in sorted(self._in_memory - {newest}, key=lambda each: each.used):
+            others = [
+                each for each in self._in_memory if each is not newest and each.model is not None
+            ]
+            size = newest.size + sum(each.size for each in others)
+            for each in sorted(others, key=lambda each: each.used):
                 if size <= budget:
                     break
                 size -= each.size
