@@ -102,6 +102,7 @@ def serving(command: list[str], folder: Path, **settings: object) -> Iterator[Ru
     start = time.perf_counter()
     process = subprocess.Popen(
         [*command, "start", str(folder)],
+        cwd=folder,  # MLServer leaves files of its metrics where it was started
         stdout=log,
         stderr=log,
         start_new_session=True,
