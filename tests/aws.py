@@ -35,11 +35,13 @@ class _Quiet(WSGIRequestHandler):
 
 
 class S3Server:
-    """`asked` holds every request as `METHOD /path`; `fault` a status and S3's code for it.
+    """`asked` holds every request as `METHOD /path`.
 
-    `drip` is how many seconds lie between two bytes of a body; `cut` drops its second half;
-    `longer` is what its length is overstated by; `hang` how many seconds pass before an answer;
-    `reset` ends the connection instead. `before` is called with a request before its answer.
+    `fault` is a status and S3's code, the answer to those that end with `end`; `drip` is how many
+    seconds lie between two bytes of a body; `cut` drops its second half; `longer` is what its
+    length is overstated by; `hang` how many seconds pass before an answer; `reset` ends the
+    connection instead; `page` is answered, with its status, where S3 has none to give; `without`
+    is a header that is left out. `before` is called with a request before its answer.
     """
 
     def __init__(self, host: str = "127.0.0.1") -> None:
@@ -53,11 +55,14 @@ class S3Server:
     def well(self) -> None:
         """Have no fault any more."""
         self.fault: tuple[int, str] | None = None
+        self.end = ""
         self.drip = 0.0
         self.cut = False
         self.longer = 0
         self.hang = 0.0
         self.reset = False
+        self.page: tuple[int, bytes] | None = None
+        self.without = ""
         self.before: Callable[[str], None] = lambda _: None
 
     def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
@@ -71,11 +76,16 @@ class S3Server:
             environ["werkzeug.socket"].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             os.close(environ["werkzeug.socket"].detach())
             raise ConnectionResetError
-        if self.fault is not None:
+        if self.fault is not None and asked.endswith(self.end):
             status, code = self.fault
             start(f"{status} {code}", [("Content-Type", "application/xml")])
             return [f"<Error><Code>{code}</Code><Message>planted</Message></Error>".encode()]
-        answer: Iterable[bytes] = self._moto(environ, self._lying(start) if self.longer else start)
+        if self.page is not None:
+            status, page = self.page
+            start(f"{status} Planted", [("Content-Type", "text/html")])
+            return [page]
+        lies = self.longer or self.without
+        answer: Iterable[bytes] = self._moto(environ, self._lying(start) if lies else start)
         if self.drip or self.cut:
             return self._worse(b"".join(answer))
         return answer
@@ -84,6 +94,7 @@ class S3Server:
         def lie(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
             told = {name.lower(): value for name, value in headers}
             told["content-length"] = str(int(told.get("content-length", 0)) + self.longer)
+            told.pop(self.without, None)
             return start(status, list(told.items()), *rest)
 
         return lie
@@ -99,7 +110,7 @@ class S3Server:
     @contextmanager
     def running(self) -> Iterator[S3Server]:
         """Serve until the block ends."""
-        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:
             # moto keeps its buckets in the process, whichever server made them

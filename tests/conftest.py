@@ -20,6 +20,9 @@ from aws import S3Server
 from conformance.models import train
 from emulator import Layout, built_layout, python_of_lambda, source_layout
 
+# it takes hooks of the interpreter for its log; those that pytest sets after it are wanted here
+import mlserverless.main  # noqa: F401 # isort: skip
+
 ROOT = Path(__file__).parent.parent
 IMPLEMENTATION = "mlserver_sklearn.SKLearnModel"
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import pytest
 
 from aws import BUCKET, S3Server
 from conftest import IMPLEMENTATION, ROOT, MakeModel
+from mlserverless import deadline
 from mlserverless import repository as room
+from mlserverless.cache import Cache
 from mlserverless.errors import (
     MLServerlessError,
     ModelLoadError,
@@ -176,6 +179,7 @@ def test_s3_and_a_folder_list_the_same_models_in_the_same_order(
         ("/a/folder", f"s3://{BUCKET}/m/own.joblib", b"own"),
         ("/a/folder", f"s3://{BUCKET}/m", b"well-known"),
         ("/a/folder", f"s3://{BUCKET}/m/", b"well-known"),
+        (f"s3://{BUCKET}/m", f"s3://{BUCKET}/double//slash.joblib", b"double"),
     ],
 )
 def test_an_artefact_is_fetched_from_wherever_its_uri_says(
@@ -184,8 +188,24 @@ def test_an_artefact_is_fetched_from_wherever_its_uri_says(
     s3.put("m/own.joblib", b"own")
     s3.put("m/model.joblib", b"well-known")
     s3.put("other/model.pkl", b"other")
+    s3.put("double//slash.joblib", b"double")
     with S3Repository(f"s3://{BUCKET}").fetch(model(location, uri)).file as file:
         assert opened == file.read()
+
+
+def test_a_prefix_may_hold_two_slashes(s3: S3Server) -> None:
+    s3.put("double//m/model-settings.json", settings(uri="./m.joblib"))
+    s3.put("double//m/m.joblib", b"double")
+    repository = S3Repository(f"s3://{BUCKET}/double")
+    (found,) = repository.models()
+    with repository.fetch(found).file as file:
+        assert b"double" == file.read()
+
+
+def test_a_bucket_is_no_artefact(s3: S3Server) -> None:
+    s3.put("m", b"")
+    with pytest.raises(ModelLoadError, match="its uri names a bucket and no object"):
+        S3Repository(f"s3://{BUCKET}").fetch(model("/a/folder", f"s3://{BUCKET}"))
 
 
 def test_a_missing_key_is_the_models_fault_and_a_missing_bucket_the_repositorys(
@@ -205,6 +225,8 @@ def test_a_missing_key_is_the_models_fault_and_a_missing_bucket_the_repositorys(
         (400, "ExpiredToken", RepositoryError, "access to bucket .* is denied"),
         (400, "AuthorizationHeaderMalformed", RepositoryError, "another region"),
         (418, "Teapot", RepositoryError, r"S3 refused bucket .* \(Teapot\)"),
+        (409, "OperationAborted", Unavailable, "cannot answer .* now"),
+        (400, "KMS.ThrottlingException", Unavailable, "cannot answer .* now"),
         (503, "SlowDown", Unavailable, "cannot answer .* now"),
         (500, "InternalError", Unavailable, "cannot answer .* now"),
         (429, "TooMany", Unavailable, "cannot answer .* now"),
@@ -236,6 +258,51 @@ def test_an_unreachable_s3_is_unavailable(monkeypatch: pytest.MonkeyPatch, s3: S
     assert [] == s3.asked
 
 
+@pytest.mark.parametrize(
+    ("status", "page"),
+    [(200, b"<html>Please log in</html>"), (200, b"{}"), (200, b""), (204, b"")],
+)
+def test_what_is_not_s3_is_no_empty_bucket(s3: S3Server, status: int, page: bytes) -> None:
+    """A proxy's page, a portal's: models that were there would be gone."""
+    s3.page = status, page
+    with pytest.raises(Unavailable, match="S3"):
+        S3Repository(f"s3://{BUCKET}").models()
+
+
+def test_an_s3_that_gives_no_stamps_is_not_s3(s3: S3Server) -> None:
+    s3.put("m/m.joblib", b"")
+    s3.without = "etag"
+    for ask in (S3Repository(f"s3://{BUCKET}").fetch, S3Repository(f"s3://{BUCKET}").stamp):
+        with pytest.raises(Unavailable, match="is not S3"):
+            ask(model(f"s3://{BUCKET}/m", "m.joblib"))
+
+
+def test_what_the_configuration_says_wrong_is_said(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "no address at all")
+    with pytest.raises(RepositoryError, match=r"with this configuration \(ValueError\)"):
+        S3Repository(f"s3://{BUCKET}").models()
+    assert [] == s3.asked
+
+
+def test_credentials_are_read_anew_once_they_were_refused(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client keeps those that it was made with, however often they expire."""
+    s3.put("m/model-settings.json", settings())
+    repository = S3Repository(f"s3://{BUCKET}")
+    assert 1 == len(repository.models())
+    s3.fault = (403, "ExpiredToken")
+    with pytest.raises(RepositoryError):
+        repository.models()
+    s3.well()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "renewed")
+    assert 1 == len(repository.models())
+    asked_with = repository.s3.client._request_signer._credentials  # noqa: SLF001 - the fact itself
+    assert "renewed" == asked_with.access_key
+
+
 def test_no_credentials_and_an_impossible_bucket_are_said_so(
     monkeypatch: pytest.MonkeyPatch, s3: S3Server, tmp_path: Path
 ) -> None:
@@ -251,17 +318,33 @@ def test_no_credentials_and_an_impossible_bucket_are_said_so(
     assert [] == s3.asked
 
 
+MODEL = {"name": "m", "implementation": IMPLEMENTATION, "parameters": {"uri": "./m.joblib"}}
+BYTES = bytes(range(256)) * 8
+Stored = tuple[S3Repository, ModelSettings]
+
+
+@pytest.fixture(params=[False, True], ids=["memory", "disk"])
+def stored(s3: S3Server, tmp_path: Path, request: pytest.FixtureRequest) -> Stored:
+    """A repository with one model, which has been listed; it is downloaded here or there."""
+    s3.put("models/m/model-settings.json", json.dumps(MODEL).encode())
+    s3.put("models/m/m.joblib", BYTES)
+    cache = Cache(str(tmp_path)) if request.param else None
+    repository = S3Repository(f"s3://{BUCKET}/models", cache)
+    (model,) = repository.models()
+    return repository, model
+
+
+def fetched(repository: S3Repository, model: ModelSettings) -> bytes:
+    """The artefact's bytes."""
+    with repository.fetch(model).file as file:
+        return file.read()
+
+
 def test_an_s3_that_sends_a_byte_now_and_then_is_given_up_in_time(
-    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, stored: Stored
 ) -> None:
     """Each byte comes before any timeout of a socket; the gateway would give up first."""
-    monkeypatch.setattr(room, "_QUESTION", 0.5)
-    monkeypatch.setattr(room, "_DOWNLOAD", 0.5)
-    settings = {"name": "m", "implementation": IMPLEMENTATION, "parameters": {"uri": "./m.joblib"}}
-    s3.put("models/m/model-settings.json", json.dumps(settings).encode())
-    s3.put("models/m/m.joblib", bytes(1000))
-    repository = S3Repository(f"s3://{BUCKET}/models")
-    (model,) = repository.models()
+    repository, model = stored
     s3.drip = 0.1
     for ask in (
         repository.models,
@@ -269,38 +352,33 @@ def test_an_s3_that_sends_a_byte_now_and_then_is_given_up_in_time(
         lambda: repository.fetch(model),
     ):
         start = time.monotonic()
-        with pytest.raises(Unavailable, match="takes too long"):
+        with deadline.until(start + 0.5), pytest.raises(Unavailable, match="takes too long"):
             ask()
         assert time.monotonic() - start < 2
     s3.drip = 0.0
-    assert bytes(1000) == repository.fetch(model).file.read()
+    assert BYTES == fetched(repository, model)
 
 
-def test_a_body_that_is_cut_is_no_model_and_the_next_try_is(s3: S3Server) -> None:
-    settings = {"name": "m", "implementation": IMPLEMENTATION, "parameters": {"uri": "./m.joblib"}}
-    s3.put("models/m/model-settings.json", json.dumps(settings).encode())
-    s3.put("models/m/m.joblib", bytes(1000))
-    repository = S3Repository(f"s3://{BUCKET}/models")
-    (model,) = repository.models()
+def test_nobody_reads_on_where_an_artefact_was_given_up(s3: S3Server, stored: Stored) -> None:
+    """A connection and its thread would be kept for as long as a peer likes."""
+    repository, model = stored
+    s3.drip = 0.1
+    for _ in range(3):
+        with deadline.until(time.monotonic() + 0.4), pytest.raises(Unavailable):
+            repository.fetch(model)
+    until = time.monotonic() + 5
+    while "s3" in [thread.name for thread in threading.enumerate()]:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_body_that_is_cut_is_no_model_and_the_next_try_is(s3: S3Server, stored: Stored) -> None:
+    repository, model = stored
     s3.cut = True
     with pytest.raises(Unavailable, match="out of reach"):
         repository.fetch(model)
     s3.cut = False
-    assert bytes(1000) == repository.fetch(model).file.read()
-
-
-MODEL = {"name": "m", "implementation": IMPLEMENTATION, "parameters": {"uri": "./m.joblib"}}
-BYTES = bytes(range(256)) * 8
-
-
-@pytest.fixture
-def stored(s3: S3Server) -> tuple[S3Repository, ModelSettings]:
-    """A repository with one model, which has been listed."""
-    s3.put("models/m/model-settings.json", json.dumps(MODEL).encode())
-    s3.put("models/m/m.joblib", BYTES)
-    repository = S3Repository(f"s3://{BUCKET}/models")
-    (model,) = repository.models()
-    return repository, model
+    assert BYTES == fetched(repository, model)
 
 
 @pytest.mark.parametrize(
@@ -315,31 +393,45 @@ def stored(s3: S3Server) -> tuple[S3Repository, ModelSettings]:
 )
 def test_a_connection_that_fails_passes(
     s3: S3Server,
-    stored: tuple[S3Repository, ModelSettings],
-    monkeypatch: pytest.MonkeyPatch,
+    stored: Stored,
     fault: dict[str, Any],
     sentence: str,
 ) -> None:
     repository, model = stored
-    if sentence == "takes too long":
-        monkeypatch.setattr(room, "_DOWNLOAD", 0.5)
+    seconds = 0.5 if sentence == "takes too long" else 10
     for name, value in fault.items():
         setattr(s3, name, value)
-    with pytest.raises(Unavailable, match=sentence):
+    with (
+        deadline.until(time.monotonic() + seconds),
+        pytest.raises(Unavailable, match=sentence),
+    ):
         repository.fetch(model)
     s3.well()
-    assert BYTES == repository.fetch(model).file.read()
+    assert BYTES == fetched(repository, model)
 
 
 def test_an_artefact_that_was_replaced_since_it_was_listed_is_not_taken_for_it(
-    s3: S3Server, stored: tuple[S3Repository, ModelSettings]
+    s3: S3Server, stored: Stored
 ) -> None:
     repository, model = stored
     s3.put("models/m/m.joblib", b"another")
     with pytest.raises(Replaced, match="is being replaced"):
         repository.fetch(model)
     (model,) = repository.models()
-    assert b"another" == repository.fetch(model).file.read()
+    assert b"another" == fetched(repository, model)
+    s3.client().delete_object(Bucket=BUCKET, Key="models/m/m.joblib")
+    (listed,) = repository.models()
+    with pytest.raises(ModelLoadError, match=r"m\.joblib, is not in the repository"):
+        repository.fetch(listed)
+
+
+def test_an_artefact_that_went_away_since_it_was_listed_is_looked_for_again(
+    s3: S3Server, stored: Stored
+) -> None:
+    repository, model = stored
+    s3.client().delete_object(Bucket=BUCKET, Key="models/m/m.joblib")
+    with pytest.raises(Replaced):
+        repository.fetch(model)
 
 
 def test_settings_that_are_replaced_while_they_are_read_are_listed_again(s3: S3Server) -> None:
@@ -372,30 +464,31 @@ def test_settings_that_never_stay_are_unavailable(s3: S3Server) -> None:
         S3Repository(f"s3://{BUCKET}/models").models()
 
 
-def test_nothing_is_written_to_a_disk(
-    s3: S3Server, stored: tuple[S3Repository, ModelSettings], tmp_path: Path
+@pytest.mark.parametrize("folder", ["", "nowhere"], ids=["none", "unusable"])
+def test_where_there_is_no_disk_memory_will_do(
+    s3: S3Server, stored: Stored, tmp_path: Path, folder: str
 ) -> None:
-    """A model comes straight into memory: no half file is left, no full or read-only disk hurts."""
+    """Nothing at all is written then."""
     code = (
         "import sys\n"
         "def refuse(event, arguments):\n"
         "    mode = arguments[1] if event == 'open' else None\n"
         "    written = isinstance(mode, str) and set(mode) & set('wax+')\n"
-        "    if written or event in ('os.rename', 'os.mkdir', 'tempfile.mkstemp'):\n"
+        "    if written or event in ('os.rename', 'tempfile.mkstemp'):\n"
         "        raise SystemExit(f'{event} {arguments}')\n"
         "from mlserverless.repository import open_repository\n"
-        "repository = open_repository(sys.argv[1])\n"
+        "repository = open_repository(*sys.argv[1:])\n"
         "sys.addaudithook(refuse)\n"
         "(model,) = repository.models()\n"
         "print(len(repository.fetch(model).file.read()))\n"
     )
     assert stored
+    cache_folder = str(tmp_path / folder) if folder else ""
     done = subprocess.run(
-        [sys.executable, "-c", code, f"s3://{BUCKET}/models"],
+        [sys.executable, "-c", code, f"s3://{BUCKET}/models", cache_folder],
         env={
             "PYTHONPATH": str(ROOT / "handler"),
             "PYTHONDONTWRITEBYTECODE": "1",
-            "TMPDIR": str(tmp_path / "nowhere"),
             "HOME": "/nowhere",
             **s3.environment,
         },

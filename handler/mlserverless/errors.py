@@ -3,7 +3,8 @@
     MLServerlessError       500  something of ours went wrong; the log knows what
      ├─ BadRequest          400  the client can mend it
      │   ├─ NotFound        404  no such model, version or route
-     │   ├─ TooLarge        413  a body, or an answer, over its limit
+     │   ├─ TooLarge        413  a body over its limit, or more than memory holds
+     │   │   └─ AnswerTooLarge 413  an answer over its limit
      │   └─ UnsupportedEncoding 415  a Content-Encoding that is not gzip or deflate
      ├─ Forbidden           403  the server's owner has switched this off
      ├─ NotReady            400  asked whether it is ready, and it is not
@@ -52,6 +53,16 @@ class TooLarge(BadRequest):
     """A body, before or after it was unpacked, or an answer, is over its limit."""
 
     status = 413
+
+
+class AnswerTooLarge(TooLarge):
+    """An answer that its way out cannot carry; says what would be smaller."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(
+            f"the answer is {size} bytes and Lambda carries {limit}; ask for fewer rows, "
+            "for gzip (Accept-Encoding), or for binary tensors (binary_data_output)"
+        )
 
 
 class UnsupportedEncoding(BadRequest):

@@ -14,30 +14,41 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol, TypeVar
 
-from mlserverless.errors import ModelLoadError, Replaced, RepositoryError, Unavailable, quote
+from mlserverless import deadline
+from mlserverless.cache import Cache
+from mlserverless.errors import (
+    MLServerlessError,
+    ModelLoadError,
+    Replaced,
+    RepositoryError,
+    Unavailable,
+    quote,
+)
 from mlserverless.settings import MODEL_SETTINGS_FILE, Listing, ModelSettings
 
 WELL_KNOWN: Final = ("model.joblib", "model.pickle", "model.pkl", "model.skops")
 
 _S3: Final = "s3://"
-# Seconds that S3 has for a question about models and for an artefact, retries and waits included:
-# together what a gateway, which gives up after 29, leaves of a request.
+# Seconds that S3 has for a question about models and for an artefact, retries and waits included;
+# less, where the request that waits has less.
 _QUESTION: Final = 8.0
 _DOWNLOAD: Final = 17.0
 _LISTING_THREADS: Final = 16
 _LISTINGS: Final = 3  # tries to read settings that are being replaced
+_CHUNK: Final = 1 << 20  # bytes of a body at a time
 
 # What S3 says, and whose move it is. Anything else goes by its HTTP status.
 _NOT_THERE: Final = frozenset({"NoSuchKey", "404", "NotFound"})
 _ANOTHER: Final = frozenset({"PreconditionFailed", "412"})
 _PASSING: Final = frozenset(
     {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "InternalError",
-     "ServiceUnavailable", "RequestLimitExceeded", "BandwidthLimitExceeded"}
+     "ServiceUnavailable", "RequestLimitExceeded", "BandwidthLimitExceeded",
+     "OperationAborted", "ConditionalRequestConflict", "KMS.ThrottlingException"}
 )  # fmt: skip
 
 
@@ -88,16 +99,21 @@ class Repository(Protocol):
         """Forget connections that a snapshot has kept."""
 
 
-def open_repository(root: str) -> Repository:
-    """The repository that `root` names: a folder's path or `s3://bucket/prefix`."""
-    return S3Repository(root) if root.startswith(_S3) else FolderRepository(root)
+def open_repository(root: str, cache_folder: str = "") -> Repository:
+    """The repository that `root` names: a folder's path or `s3://bucket/prefix`.
+
+    Processes share what they download in `cache_folder`, if there is one.
+    """
+    cache = Cache(cache_folder) if cache_folder else None
+    return S3Repository(root, cache) if root.startswith(_S3) else FolderRepository(root, cache)
 
 
 class _Sources(ABC):
     """Opens an artefact wherever its settings say it is; S3 is one client for all."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache: Cache | None = None) -> None:
         self.s3 = S3()
+        self._cache = cache
 
     @abstractmethod
     def _places(self) -> tuple[list[str], Listing]:
@@ -141,9 +157,17 @@ class _Sources(ABC):
         target = self._target(model)
         candidates = self._candidates(target, model)
         if target.startswith(_S3):
-            found = self._within(_DOWNLOAD, self._first, candidates, model.listing)
+            found = self._downloaded(candidates, model.listing)
         else:
-            found = self._first(candidates, model.listing)
+            found = _first(_open, candidates)
+        if any(
+            _stamp_of(path) != stored.etag
+            for path, stored in model.listing.items()
+            if not path.startswith(_S3)
+        ):
+            if found is not None:
+                found.file.close()
+            raise Replaced(f"{MODEL_SETTINGS_FILE} is being replaced")
         if found is not None:
             return found
         wanted = quote(posixpath.basename(target)) if model.uri else " or ".join(WELL_KNOWN)
@@ -157,20 +181,28 @@ class _Sources(ABC):
             if candidate in model.listing and model.listing[candidate].etag:
                 return str(model.listing[candidate].etag)
         if target.startswith(_S3):
-            return self._within(_QUESTION, self._first_stamp, candidates)
-        return self._first_stamp(candidates)
+            return self._within(_QUESTION, _first, self.s3.stamp, candidates) or ""
+        return _first(_stamp_of, candidates) or ""
 
-    def _first(self, candidates: list[str], listing: Listing) -> Artefact | None:
-        for candidate in candidates:
-            on_s3 = candidate.startswith(_S3)
-            listed = listing.get(candidate)
-            found = self.s3.open(candidate, listed) if on_s3 else _open(candidate)
-            if found is not None:
-                return found
-        return None
+    def _downloaded(self, candidates: list[str], listing: Listing) -> Artefact | None:
+        """The first object of S3 that is there: the listing knows which, or S3 is asked."""
+        uri = next((each for each in candidates if each in listing), None)
+        if uri is None:
+            return self._within(_DOWNLOAD, _first, self.s3.open, candidates)
+        listed: Stored = listing[uri]
+
+        def fill(file: BinaryIO) -> None:
+            self._within(_DOWNLOAD, self.s3.copy, uri, listed, file)
+
+        if self._cache is not None and listed.etag:
+            name, wait = f"{self.s3.endpoint} {uri}", deadline.left(_DOWNLOAD)
+            file = self._cache.open(name, listed.etag, listed.size, fill, wait)
+            if file is not None:
+                return Artefact(posixpath.basename(uri), file, listed.etag, listed.size)
+        return self._within(_DOWNLOAD, self.s3.open, uri, listed)
 
     def _within(self, seconds: float, work: Callable[..., T], *arguments: Any) -> T:
-        """What work returns or raises, or Unavailable when it takes longer than S3 has.
+        """What work returns or raises, or Unavailable when it takes longer than so many seconds.
 
         In a thread, for a peer that sends a byte now and then defeats every timeout of a socket.
         """
@@ -184,23 +216,15 @@ class _Sources(ABC):
 
         thread = threading.Thread(target=run, name="s3", daemon=True)
         thread.start()
-        thread.join(seconds)
+        thread.join(deadline.left(seconds))
         if not outcome:
-            self.reconnect()  # what is stuck keeps its own
+            self.s3.hang_up(thread)
             raise Unavailable("S3 takes too long to answer")
         returned, value = outcome[0]
         if not returned:
             raise value
         found: T = value
         return found
-
-    def _first_stamp(self, candidates: list[str]) -> str:
-        for candidate in candidates:
-            on_s3 = candidate.startswith(_S3)
-            found = self.s3.stamp(candidate) if on_s3 else _stamp_of(candidate)
-            if found:
-                return found
-        return ""
 
     @staticmethod
     def _target(model: ModelSettings) -> str:
@@ -209,7 +233,7 @@ class _Sources(ABC):
             return uri
         if base.startswith(_S3):
             bucket, key = split_s3(base)
-            return f"{_S3}{bucket}/{posixpath.normpath(posixpath.join(key, uri))}"
+            return f"{_S3}{bucket}/{_joined(key, uri)}"
         return os.path.normpath(os.path.join(base, uri))
 
     @staticmethod
@@ -222,6 +246,21 @@ class _Sources(ABC):
             is_folder = model.uri is None or model.uri.endswith(("/", "."))
             return inside if is_folder else [target, *inside]
         return inside if os.path.isdir(target) else [target]
+
+
+def _joined(key: str, uri: str) -> str:
+    """A path from a key on; an empty part of the key is a part of its name."""
+    parts = key.split("/") if key else []
+    for part in uri.split("/"):
+        if part == "..":
+            parts = parts[:-1]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts)
+
+
+def _first(ask: Callable[[str], T | None], candidates: list[str]) -> T | None:
+    return next((found for found in map(ask, candidates) if found), None)
 
 
 def _open(path: str) -> Artefact | None:
@@ -250,8 +289,8 @@ def _stamp(status: os.stat_result) -> str:
 class FolderRepository(_Sources):
     """Every `**/model-settings.json` under a folder."""
 
-    def __init__(self, root: str) -> None:
-        super().__init__()
+    def __init__(self, root: str, cache: Cache | None = None) -> None:
+        super().__init__(cache)
         self.root = os.path.abspath(root)
 
     def models(self, wanted: Wanted | None = None) -> list[ModelSettings]:
@@ -275,11 +314,13 @@ class FolderRepository(_Sources):
         name = os.path.basename(folder)
         try:
             with open(os.path.join(folder, MODEL_SETTINGS_FILE), "rb") as file:
-                raw = file.read()
+                status, raw = os.fstat(file.fileno()), file.read()
         except OSError as error:
             problem = f"{MODEL_SETTINGS_FILE} cannot be read: {error.strerror}"
             return ModelSettings(name=name, location=folder, problem=problem)
-        return ModelSettings.parse(raw, location=folder, folder_name=name)
+        settings = ModelSettings.parse(raw, location=folder, folder_name=name)
+        listing = {file.name: Stored(_stamp(status), status.st_size)}
+        return replace(settings, listing=listing)
 
 
 def _refuse(error: OSError) -> None:
@@ -289,8 +330,8 @@ def _refuse(error: OSError) -> None:
 class S3Repository(_Sources):
     """Every `model-settings.json` under a prefix of a bucket."""
 
-    def __init__(self, root: str) -> None:
-        super().__init__()
+    def __init__(self, root: str, cache: Cache | None = None) -> None:
+        super().__init__(cache)
         self.bucket, prefix = split_s3(root)
         self.prefix = f"{prefix}/" if prefix else ""
         self._known: dict[str, tuple[Stored, ModelSettings]] = {}  # what was read, and of what
@@ -317,7 +358,7 @@ class S3Repository(_Sources):
         listing = self.s3.listing(self.bucket, self.prefix)
         start = len(f"{_S3}{self.bucket}/{self.prefix}")
         places = [
-            posixpath.dirname(uri[start:])
+            uri[start:].removesuffix(MODEL_SETTINGS_FILE)
             for uri in listing
             if posixpath.basename(uri) == MODEL_SETTINGS_FILE
         ]
@@ -328,14 +369,11 @@ class S3Repository(_Sources):
         folder = f"{self.prefix}{place}".rstrip("/")
         location = f"{_S3}{self.bucket}/{folder}"
         name = posixpath.basename(folder) or self.bucket
-        uri = f"{_S3}{self.bucket}/{posixpath.join(folder, MODEL_SETTINGS_FILE)}"
+        uri = f"{_S3}{self.bucket}/{self.prefix}{place}{MODEL_SETTINGS_FILE}"
         stored, settings = self._known.get(uri, (None, None))
         if settings is not None and stored == listing[uri]:
             return replace(settings, listing=listing)
         raw = self.s3.read(uri, listing[uri])
-        if raw is None:
-            problem = f"{MODEL_SETTINGS_FILE} went away while it was read"
-            return ModelSettings(name=name, location=location, problem=problem)
         settings = ModelSettings.parse(raw, location=location, folder_name=name)
         self._known[uri] = (listing[uri], settings)
         return replace(settings, listing=listing)
@@ -353,62 +391,96 @@ class S3:
     def __init__(self) -> None:
         self._client: Any = None
         self._lock = threading.Lock()
+        self._bodies: dict[threading.Thread, Any] = {}  # what each is reading
 
     def listing(self, bucket: str, prefix: str) -> dict[str, Stored]:
         """Every object under `prefix` by its `s3://bucket/key`, sorted as S3 sorts them."""
-        with _asking(bucket):
-            pages = self.client.get_paginator("list_objects_v2").paginate(
+        found = {}
+        with self._asking(bucket):
+            for page in self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=bucket, Prefix=prefix
-            )
-            return {
-                f"{_S3}{bucket}/{entry['Key']}": Stored(entry.get("ETag", ""), entry["Size"])
-                for page in pages
-                for entry in page.get("Contents", ())
-            }
+            ):
+                if "KeyCount" not in page and page.get("Name") != bucket:
+                    raise Unavailable(f"what answers for bucket {quote(bucket)} is not S3")
+                for entry in page.get("Contents", ()):
+                    uri = f"{_S3}{bucket}/{entry['Key']}"
+                    found[uri] = Stored(entry.get("ETag", ""), entry["Size"])
+        return found
 
-    def read(self, uri: str, listed: Stored | None = None) -> bytes | None:
-        """An object's bytes, or None when there is no such key; Replaced, if not as listed."""
-        found = self._get(uri, listed)
-        return None if found is None else found[0]
+    @property
+    def endpoint(self) -> str:
+        """Who is asked: buckets of the same name lie elsewhere, too."""
+        return str(self.client.meta.endpoint_url)
+
+    def read(self, uri: str, listed: Stored) -> bytes:
+        """An object's bytes; Replaced when they are no longer as listed."""
+        file = io.BytesIO()
+        self.copy(uri, listed, file)
+        return file.getvalue()
 
     def open(self, uri: str, listed: Stored | None = None) -> Artefact | None:
         """The object that `s3://bucket/key` names, or None; Replaced when it is not as listed."""
-        found = self._get(uri, listed)
-        if found is None:
+        file = io.BytesIO()
+        etag = self.copy(uri, listed, file)
+        if etag is None:
             return None
-        raw, etag = found
-        return Artefact(posixpath.basename(uri), io.BytesIO(raw), etag, len(raw))
+        size = file.tell()
+        file.seek(0)
+        return Artefact(posixpath.basename(uri), file, etag, size)
+
+    def copy(self, uri: str, listed: Stored | None, file: BinaryIO) -> str | None:
+        """Write an object's bytes and return its ETag, or None when there is no such key.
+
+        Replaced when it is not as listed.
+        """
+        bucket, key = split_s3(uri)
+        condition = {"IfMatch": listed.etag} if listed and listed.etag else {}
+        me, size = threading.current_thread(), 0
+        with self._asking(bucket):
+            answer = self._unless_missing(self.client.get_object, bucket, key, **condition)
+            if answer is None and listed is None:
+                return None
+            # whoever answered may know no conditions
+            if answer is None or condition.get("IfMatch", answer["ETag"]) != answer["ETag"]:
+                raise Replaced(f"an object of bucket {quote(bucket)} is being replaced")
+            with closing(answer["Body"]) as body:  # not as a context: that is urllib3's own
+                self._bodies[me] = body
+                try:
+                    while chunk := body.read(_CHUNK):
+                        size += file.write(chunk)
+                finally:
+                    del self._bodies[me]
+        if listed is not None and size != listed.size:
+            raise Unavailable(f"S3 sent another length from bucket {quote(bucket)} than it listed")
+        return str(answer["ETag"])
 
     def stamp(self, uri: str) -> str:
         """The ETag of an object, or nothing."""
         bucket, key = split_s3(uri)
-        with _asking(bucket):
+        with self._asking(bucket):
             answer = self._unless_missing(self.client.head_object, bucket, key)
             return "" if answer is None else str(answer["ETag"])
 
     def region(self, bucket: str) -> str:
         """Where a bucket lies."""
-        with _asking(bucket):
+        with self._asking(bucket):
             found = self.client.head_bucket(Bucket=bucket)
             return str(found.get("BucketRegion") or self.client.meta.region_name)
 
-    def _get(self, uri: str, listed: Stored | None) -> tuple[bytes, str] | None:
-        bucket, key = split_s3(uri)
-        condition = {"IfMatch": listed.etag} if listed and listed.etag else {}
-        with _asking(bucket):
-            answer = self._unless_missing(self.client.get_object, bucket, key, **condition)
-            if answer is None:
-                return None
-            with closing(answer["Body"]) as body:  # not as a context: that is urllib3's own
-                raw = body.read()
-        etag = str(answer["ETag"])
-        if condition and etag != condition["IfMatch"]:  # whoever answered knows no conditions
-            raise Replaced(f"an object of bucket {quote(bucket)} is being replaced")
-        if listed is not None and len(raw) != listed.size:
-            raise Unavailable(f"S3 sent another length from bucket {quote(bucket)} than it listed")
-        return raw, etag
+    def hang_up(self, thread: threading.Thread) -> None:
+        """End the connection that a thread reads a body from, and with it the thread.
+
+        A peer that sends a byte now and then would keep both for as long as it likes.
+        """
+        raw = getattr(self._bodies.get(thread), "_raw_stream", None)
+        shut = getattr(raw, "shutdown", None)  # urllib3's, from 2.3 on
+        if shut is not None:
+            with suppress(Exception):  # it has ended by itself
+                shut()
 
     def _unless_missing(self, ask: Any, bucket: str, key: str, **condition: str) -> Any:
+        if not key:
+            raise ModelLoadError("its uri names a bucket and no object")
         try:
             return ask(Bucket=bucket, Key=key, **condition)
         except self.client.exceptions.ClientError as error:
@@ -421,44 +493,55 @@ class S3:
         """boto3's client, made at the first question; it is safe to share among threads."""
         with self._lock:
             if self._client is None:
-                import boto3  # noqa: PLC0415 - 200 ms that only S3's users should pay
-                from botocore.config import Config  # noqa: PLC0415
-
-                config = Config(
-                    connect_timeout=2,
-                    read_timeout=5,
-                    retries={"mode": "standard", "total_max_attempts": 3},
-                    max_pool_connections=_LISTING_THREADS,
-                )
-                self._client = boto3.Session().client("s3", config=config)
+                self._client = _client()
             return self._client
+
+    @contextmanager
+    def _asking(self, bucket: str) -> Iterator[None]:
+        """Turn boto3's failures into ours: for good (RepositoryError) or passing (Unavailable)."""
+        try:
+            yield
+        except (MLServerlessError, MemoryError):
+            raise
+        except Exception as error:
+            mapped = _mapped(error, quote(bucket))
+            if isinstance(mapped, RepositoryError):
+                self._client = None  # it keeps the credentials that it was made with
+            raise mapped from error
+
+
+def _client() -> Any:
+    try:
+        import boto3  # noqa: PLC0415 - 200 ms that only S3's users should pay
+        from botocore.config import Config  # noqa: PLC0415
+
+        config = Config(
+            connect_timeout=2,
+            read_timeout=5,
+            retries={"mode": "standard", "total_max_attempts": 3},
+            max_pool_connections=_LISTING_THREADS,
+        )
+        return boto3.Session().client("s3", config=config)
+    except MemoryError:
+        raise
+    except Exception as error:
+        why = type(error).__name__
+        raise RepositoryError(f"S3 cannot be asked with this configuration ({why})") from error
 
 
 def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
+    return str(error.response.get("Error", {}).get("Code") or "")
 
 
-@contextmanager
-def _asking(bucket: str) -> Iterator[None]:
-    """Turn boto3's failures into ours: for good (RepositoryError) or passing (Unavailable)."""
-    try:
-        yield
-    except Exception as error:
-        mapped = _mapped(error, quote(bucket))
-        if mapped is None:
-            raise
-        raise mapped from error
-
-
-def _mapped(error: Exception, bucket: str) -> Exception | None:
+def _mapped(error: Exception, bucket: str) -> MLServerlessError:
     from botocore import exceptions as boto  # noqa: PLC0415 - only after boto3 was asked
 
     if isinstance(error, boto.ClientError):
-        code = _code(error)
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        code = _code(error) or f"HTTP {status}"
         if code in _ANOTHER:
             return Replaced(f"an object of bucket {bucket} is being replaced")
-        if code in _PASSING or status >= 500 or status == 429:
+        if code in _PASSING or status >= 500 or status in (307, 429):
             return Unavailable(f"S3 cannot answer for bucket {bucket} now ({quote(code)})")
         sentence = _FOR_GOOD.get(code, "S3 refused bucket {bucket} ({code})")
         return RepositoryError(sentence.format(bucket=bucket, code=quote(code)))
@@ -468,7 +551,7 @@ def _mapped(error: Exception, bucket: str) -> Exception | None:
         return RepositoryError(f"{bucket} is not the name of a bucket")
     if isinstance(error, boto.BotoCoreError | OSError):
         return Unavailable(f"S3 is out of reach for bucket {bucket}")
-    return None
+    return Unavailable(f"what answers for bucket {bucket} is not S3 ({type(error).__name__})")
 
 
 _DENIED: Final = "access to bucket {bucket} is denied ({code})"
@@ -480,7 +563,9 @@ _FOR_GOOD: Final[dict[str, str]] = {
     "403": _DENIED,
     "ExpiredToken": _DENIED,
     "InvalidAccessKeyId": _DENIED,
+    "InvalidToken": _DENIED,
     "SignatureDoesNotMatch": _DENIED,
     "PermanentRedirect": _REGION,
+    "301": _REGION,
     "AuthorizationHeaderMalformed": _REGION,
 }

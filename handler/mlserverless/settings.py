@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -37,6 +38,8 @@ LEVELS: Final = dict.fromkeys(("DEBUG", "TRACE"), "DEBUG") | {
     **dict.fromkeys(("CRITICAL", "FATAL"), "CRITICAL"),
 }
 
+_TRACE: Final = re.compile(r"Root=(1-[0-9a-f]{8}-[0-9a-f]{24})(?:;|$)")
+
 _TRUE = frozenset({"true", "1", "yes", "on", "t", "y"})
 _FALSE = frozenset({"false", "0", "no", "off", "f", "n"})
 
@@ -57,7 +60,7 @@ def _truth(name: str, value: object) -> bool:
         return True
     if word in _FALSE:
         return False
-    raise SettingsError(f"{name} must be true or false, not {quote(str(value))}")
+    raise SettingsError(f"{name} must be true or false")
 
 
 def _whole(name: str, value: object) -> int:
@@ -69,7 +72,7 @@ def _whole(name: str, value: object) -> int:
         else:
             if number >= 0:
                 return number
-    raise SettingsError(f"{name} must be a whole number, not {quote(str(value))}")
+    raise SettingsError(f"{name} must be a whole number")
 
 
 def _mode(name: str, value: object) -> str:
@@ -110,6 +113,7 @@ class Settings:
     )
     max_body_bytes: int = _setting(16 * 1024 * 1024, _whole, "MLSERVERLESS_MAX_BODY_BYTES")
     max_model_bytes: int = _setting(0, _whole, "MLSERVERLESS_MAX_MODEL_BYTES")
+    cache_folder: str = _setting("", _text, "MLSERVERLESS_CACHE_FOLDER")
     log_level: str = _setting("INFO", _level, "MLSERVERLESS_LOG_LEVEL")
 
     @classmethod
@@ -342,10 +346,18 @@ def level_of_function() -> str:
     return LEVELS.get(os.environ.get("AWS_LAMBDA_LOG_LEVEL", ""), "INFO")
 
 
+def temporary_folder() -> str:
+    """Where files may be written that need not last; on Lambda the only such place."""
+    return os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - a folder of our own is made in it
+
+
 def trace_id() -> str | None:
-    """X-Ray's id of the request that is being answered, set by Lambda's runtime for each."""
-    trace = os.environ.get("_X_AMZN_TRACE_ID")
-    return None if trace is None else trace.partition(";")[0].removeprefix("Root=")
+    """X-Ray's id of the request that is being answered, set by Lambda's runtime for each.
+
+    None for what is none: a client's header has a say in it.
+    """
+    found = _TRACE.match(os.environ.get("_X_AMZN_TRACE_ID", ""))
+    return None if found is None else found[1]
 
 
 def takes_snapshots() -> bool:
