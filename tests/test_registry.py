@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,14 @@ MODEL = DummyClassifier().fit([[0.0]], [0])
 
 def opened(root: object, **settings: Any) -> Registry:
     return Registry(open_repository(str(root)), Settings(**settings))
+
+
+@pytest.fixture
+def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let so many seconds pass."""
+    now, passed = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now() + sum(passed))
+    return passed.append
 
 
 def states(registry: Registry) -> dict[str, tuple[bool, str]]:
@@ -73,7 +82,7 @@ def test_what_is_not_there_is_named(make_model: MakeModel) -> None:
 
 
 def test_a_failed_load_is_remembered_for_a_while_and_then_tried_again(
-    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel, pass_time: Callable[[float], None]
 ) -> None:
     root = make_model("m", b"-corrupt-")
     registry = opened(root)
@@ -85,8 +94,7 @@ def test_a_failed_load_is_remembered_for_a_while_and_then_tried_again(
         registry.get(registry.find("m"))
     ready, reason = states(registry)["m"]
     assert (False, True) == (ready, "failed to load: its artefact cannot be unpickled" in reason)
-    later = time.monotonic() + room.RETRY_AFTER + 1
-    monkeypatch.setattr(time, "monotonic", lambda: later)
+    pass_time(room.RETRY_AFTER)
     assert registry.get(registry.find("m")).methods
     assert {"m": (True, "")} == states(registry)
 
@@ -176,6 +184,83 @@ def test_a_preloaded_server_is_ready_when_every_model_is(make_model: MakeModel) 
     assert "model bad is not loaded" == registry.unready()
 
 
+# ── looking again ───────────────────────────────────────────────────────────────────────
+
+XGBOOST = "mlserver_xgboost.XGBoostModel"
+
+
+def declare(folder: Path, **settings: Any) -> None:
+    """Write a model's settings anew."""
+    declared = {"name": "m", "implementation": IMPLEMENTATION, **settings}
+    declared["parameters"] = {"uri": "./model.joblib", **settings.get("parameters", {})}
+    (folder / "model-settings.json").write_text(json.dumps(declared))
+
+
+def test_settings_that_were_mended_are_read_after_a_while(
+    make_model: MakeModel, pass_time: Callable[[float], None]
+) -> None:
+    root = make_model("m", MODEL)
+    for broken in ("{", json.dumps({"name": "m", "implementation": XGBOOST})):
+        (root / "m" / "model-settings.json").write_text(broken)
+        registry = opened(root)
+        with pytest.raises(ModelLoadError):
+            registry.get(registry.find("m"))
+        declare(root / "m")
+        with pytest.raises(ModelLoadError):
+            registry.get(registry.find("m"))
+        pass_time(room.RETRY_AFTER)
+        assert registry.get(registry.find("m")).methods
+
+
+def test_models_that_come_into_an_empty_repository_are_found_after_a_while(
+    make_model: MakeModel, tmp_path: Path, pass_time: Callable[[float], None]
+) -> None:
+    (tmp_path / "repository").mkdir()
+    registry = opened(tmp_path / "repository")
+    make_model("m", MODEL)
+    assert registry.get(registry.find("m")).methods, "nothing was looked for until now"
+    (tmp_path / "empty").mkdir()
+    registry = opened(tmp_path / "empty")
+    for _ in range(2):
+        with pytest.raises(NotFound):
+            registry.find("m")
+        shutil.copytree(tmp_path / "repository", tmp_path / "empty", dirs_exist_ok=True)
+    pass_time(room.RETRY_AFTER)
+    assert registry.get(registry.find("m")).methods
+
+
+@pytest.mark.parametrize("mode", ["none", "explicit"])
+def test_outside_poll_mode_an_index_changes_nothing_that_serves(
+    make_model: MakeModel, mode: str
+) -> None:
+    root = make_model("m", MODEL)
+    registry = opened(root, model_control_mode=mode)
+    model = registry.get(registry.find("m"))
+    declare(root / "m", platform="another", parameters={"uri": "./gone.joblib"})
+    assert {"m": (True, "")} == states(registry)
+    assert model is registry.get(registry.find("m"))
+    shutil.rmtree(root / "m")
+    assert {"m": (True, "")} == states(registry)
+    assert model is registry.get(registry.find("m"))
+    registry.unload("m")
+    for ask in (lambda: registry.find("m"), lambda: registry.load("m")):
+        with pytest.raises(NotFound):
+            ask()
+
+
+def test_what_was_unloaded_stays_so_whatever_has_come_since(make_model: MakeModel) -> None:
+    root = make_model("m", MODEL)
+    registry = opened(root, model_control_mode="explicit")
+    registry.unload("m")
+    declare(root / "m", platform="another")
+    make_model("n", MODEL, name="m", parameters={"version": "2"})
+    assert {"unloaded"} == {each.reason for each in registry.index()}
+    with pytest.raises(NotFound):
+        registry.find("m")
+    registry.load("m")
+    assert registry.get(registry.find("m")).methods
+
+
 # ── polling ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -245,6 +330,123 @@ def test_a_model_that_goes_away_is_not_found_any_more(make_model: MakeModel) -> 
         registry.find("m")
 
 
+def test_settings_that_break_leave_the_old_model_serving(make_model: MakeModel) -> None:
+    root = make_model("m", OTHER, parameters={"version": "1"})
+    registry = polling(root)
+    assert 7 == answer_of(registry)
+    (root / "m" / "model-settings.json").write_text("{")
+    assert 7 == answer_of(registry)
+    assert registry.find("m", "1").model is not None
+    ready, reason = states(registry)["m"]
+    assert (True, True) == (ready, "model-settings.json is not valid JSON" in reason)
+    declare(root / "m", parameters={"version": "1"})
+    assert 7 == answer_of(registry)
+    assert {"m": (True, "")} == states(registry)
+
+
+def test_a_model_may_change_its_folder_and_its_version(make_model: MakeModel) -> None:
+    root = make_model("m", OTHER, parameters={"version": "1"})
+    registry = polling(root)
+    assert 7 == answer_of(registry)
+    (root / "m").rename(root / "another")
+    assert 7 == answer_of(registry)
+    declare(root / "another", parameters={"version": "2"})
+    assert 7 == answer_of(registry)
+    assert "2" == registry.find("m").version
+    with pytest.raises(NotFound):
+        registry.find("m", "1")
+
+
+def test_a_version_that_does_not_load_is_not_the_default(make_model: MakeModel) -> None:
+    root = make_model("m", OTHER, parameters={"version": "1"})
+    registry = polling(root)
+    assert 7 == answer_of(registry)
+    make_model("n", b"-corrupt-", name="m", parameters={"version": "2"})
+    assert 7 == answer_of(registry)
+    assert {"1": True, "2": False} == {each.version: each.ready for each in registry.index()}
+    with pytest.raises(ModelLoadError):
+        registry.get(registry.find("m", "2"))
+    joblib.dump(MODEL, root / "n" / "model.joblib")
+    registry.index()
+    assert 7 == answer_of(registry), "its failure is remembered for a while"
+
+
+def test_a_new_version_is_the_default_once_it_has_loaded(s3: S3Server) -> None:
+    put_version(s3, 3, version="8")
+    registry = polling(f"s3://{BUCKET}")
+    assert 3 == answer_of(registry)
+    put_version(s3, 9, folder="n", version="9")
+    s3.fault, s3.end = (503, "SlowDown"), "n/model.joblib"
+    assert 3 == answer_of(registry)
+    s3.well()
+    assert 9 == answer_of(registry)
+    assert 3 == int(registry.get(registry.find("m", "8")).estimator.predict([[0.0]])[0])
+
+
+def test_bytes_that_were_refused_are_not_fetched_again_at_every_look(
+    s3: S3Server, pass_time: Callable[[float], None]
+) -> None:
+    put_version(s3, 3)
+    registry = polling(f"s3://{BUCKET}")
+    assert 3 == answer_of(registry)
+    s3.put("m/model.joblib", b"-corrupt-")
+    s3.asked.clear()
+    for _ in range(5):
+        assert 3 == answer_of(registry)
+    key = f"GET /{BUCKET}/m/model.joblib"
+    assert 1 == s3.asked.count(key)
+    pass_time(3600)
+    assert 3 == answer_of(registry)
+    assert 2 == s3.asked.count(key), "what it needs may have come since"
+    put_version(s3, 7)
+    assert 7 == answer_of(registry)
+
+
+def test_an_index_says_why_new_bytes_cannot_be_had(s3: S3Server) -> None:
+    put_version(s3, 3)
+    registry = polling(f"s3://{BUCKET}")
+    assert 3 == answer_of(registry)
+    put_version(s3, 7)
+    s3.fault, s3.end = (403, "AccessDenied"), "m/model.joblib"
+    assert 3 == answer_of(registry)
+    ready, reason = states(registry)["m"]
+    assert (True, True) == (ready, "is denied (AccessDenied)" in reason)
+    s3.well()
+    assert 7 == answer_of(registry)
+
+
+def test_a_look_that_takes_long_keeps_nobody(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, pass_time: Callable[[float], None]
+) -> None:
+    monkeypatch.setattr(room, "_PATIENCE", 0.1)
+    put_version(s3, 3)
+    registry = polling(f"s3://{BUCKET}", seconds=30)
+    assert 3 == answer_of(registry)
+    put_version(s3, 7)
+    s3.hang = 1.0
+    pass_time(30)
+    start = time.perf_counter()
+    for _ in range(5):
+        assert 3 == answer_of(registry)
+    assert time.perf_counter() - start < 1.0, "one waits a little, the others do not"
+    until = time.perf_counter() + 20
+    while answer_of(registry) == 3:
+        assert time.perf_counter() < until
+        time.sleep(0.01)
+    assert 7 == answer_of(registry)
+
+
+def test_a_preloaded_server_stays_ready_when_its_models_are_replaced(
+    make_model: MakeModel,
+) -> None:
+    artefact = make_model("m", MODEL) / "m" / "model.joblib"
+    registry = polling(artefact.parent.parent)
+    registry.load_all()
+    joblib.dump(OTHER, artefact)
+    assert 7 == answer_of(registry)
+    assert registry.unready() is None
+
+
 def test_a_first_request_costs_the_same_among_many_models(s3: S3Server, digits: Path) -> None:
     for path in digits.glob("*.*"):
         s3.put(f"models/mnist-svm/{path.name}", path.read_bytes())
@@ -296,7 +498,7 @@ def test_a_load_before_anything_else_hides_no_other_model(make_model: MakeModel)
 # ── settings and artefact of one version ────────────────────────────────────────────────
 
 
-def put_version(s3: S3Server, constant: int) -> None:
+def put_version(s3: S3Server, constant: int, folder: str = "m", **parameters: str) -> None:
     """Put a new model and the settings that promise its digest, one after the other."""
     model = DummyClassifier(strategy="constant", constant=constant).fit([[0.0]], [constant])
     buffer = io.BytesIO()
@@ -305,10 +507,10 @@ def put_version(s3: S3Server, constant: int) -> None:
     declared = {
         "name": "m",
         "implementation": IMPLEMENTATION,
-        "parameters": {"uri": "./model.joblib", "extra": {"sha256": digest}},
+        "parameters": {"uri": "./model.joblib", "extra": {"sha256": digest}, **parameters},
     }
-    s3.put("m/model.joblib", buffer.getvalue())
-    s3.put("m/model-settings.json", json.dumps(declared).encode())
+    s3.put(f"{folder}/model.joblib", buffer.getvalue())
+    s3.put(f"{folder}/model-settings.json", json.dumps(declared).encode())
 
 
 def test_a_model_that_was_replaced_before_its_load_is_loaded_with_its_own_settings(
@@ -320,6 +522,19 @@ def test_a_model_that_was_replaced_before_its_load_is_loaded_with_its_own_settin
     entry = registry.find("m")
     put_version(s3, 7)
     assert 7 == int(registry.get(entry).estimator.predict([[0.0]])[0])
+
+
+def test_a_folder_that_was_replaced_before_its_load_is_loaded_with_its_own_settings(
+    make_model: MakeModel,
+) -> None:
+    root = make_model("m", MODEL)
+    registry = opened(root)
+    entry = registry.find("m")
+    joblib.dump(OTHER, root / "m" / "another.joblib")
+    (root / "m" / "model.joblib").unlink()
+    declare(root / "m", platform="another", parameters={"uri": "./another.joblib"})
+    assert 7 == int(registry.get(entry).estimator.predict([[0.0]])[0])
+    assert "another" == entry.settings.platform
 
 
 def test_a_model_that_goes_away_before_its_load_is_not_found(s3: S3Server) -> None:
@@ -402,6 +617,26 @@ def test_a_model_that_memory_cannot_hold_says_so_and_the_others_are_served(
 # ── threads and processes ───────────────────────────────────────────────────────────────
 
 
+def test_who_waits_for_a_load_that_fails_fails_with_it(s3: S3Server) -> None:
+    put_version(s3, 3)
+    registry = opened(f"s3://{BUCKET}")
+    entry = registry.find("m")
+    s3.fault, s3.hang = (503, "SlowDown"), 0.2
+    s3.asked.clear()
+
+    def get(_: int) -> str:
+        with pytest.raises(Unavailable) as caught:
+            registry.get(entry)
+        return str(caught.value)
+
+    with ThreadPoolExecutor(8) as pool:
+        sentences = set(pool.map(get, range(8)))
+    assert 1 == len(sentences)
+    assert 3 == len(s3.asked), "of one try"
+    s3.well()
+    assert registry.get(entry).methods
+
+
 def test_an_unload_during_a_prediction_does_not_break_it(make_model: MakeModel) -> None:
     slow = FunctionTransformer(np.vectorize(time.sleep, otypes=[float]))
     registry = opened(make_model("m", slow))
@@ -455,10 +690,10 @@ def test_loads_unloads_and_questions_at_once_leave_a_registry_that_serves(
         assert registry.get(registry.find(name)).methods
 
 
-def test_processes_that_share_a_machine_load_each_model_once_each(
-    s3: S3Server, repository: Path
+def test_processes_that_share_a_machine_download_a_model_once_and_load_it_once_each(
+    s3: S3Server, repository: Path, tmp_path: Path
 ) -> None:
-    """As in an environment of Lambda that runs several: nothing is shared, nothing can be torn."""
+    """As in an environment of Lambda that runs several, each with many first requests."""
     for file in (repository / "mnist-svm").iterdir():
         s3.put(f"mnist-svm/{file.name}", file.read_bytes())
     s3.asked.clear()
@@ -470,18 +705,24 @@ def test_processes_that_share_a_machine_load_each_model_once_each(
         "with ThreadPoolExecutor(4) as pool:\n"
         "    answers = set(pool.map(lambda _: handler(event, None)['body'], range(8)))\n"
         "(answer,) = answers\n"
-        "print(json.loads(answer)['outputs'][0]['data'])\n"
+        "print(json.loads(answer)['outputs'][0]['data'], flush=True)\n"
+        "sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", code, str(ROOT / "events" / "http-api-infer.json")]
     environment = {
         "PYTHONPATH": str(ROOT / "handler"),
         "MLSERVER_MODEL_REPOSITORY_ROOT": f"s3://{BUCKET}",
+        "TMPDIR": str(tmp_path),
         **s3.environment,
     }
+    pipe = subprocess.PIPE
     processes = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         for _ in range(3)
     ]
-    assert ["[8]\n"] * 3 == [process.communicate()[0] for process in processes]
-    assert 3 == s3.asked.count(f"GET /{BUCKET}/mnist-svm/mnist-svm.joblib")
-    assert 9 == len(s3.asked), "of each one listing, one settings file, one artefact"
+    said = [process.stdout.readline() for process in processes if process.stdout]
+    lines = [process.communicate()[1] for process in processes]
+    assert ["[8]\n"] * 3 == said
+    assert [1] * 3 == [each.count("model mnist-svm loaded") for each in lines]
+    assert 1 == s3.asked.count(f"GET /{BUCKET}/mnist-svm/mnist-svm.joblib")
+    assert 7 == len(s3.asked), "of each one listing and one settings file, and one artefact"

@@ -1,4 +1,9 @@
-"""Models in memory: each found once, loaded once, with its state and the reason for it."""
+"""Models in memory: each found once, loaded once, with its state and the reason for it.
+
+What lies in the repository is looked at again by the index, in poll mode every so often, and, at
+most every half minute, when what is asked for has failed. A model that serves goes on serving:
+outside poll mode nothing but load and unload changes it, in poll mode what has loaded in its place.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +12,19 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
+from copy import copy
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakSet
 
+from mlserverless import deadline
 from mlserverless.collector import paused
 from mlserverless.errors import (
     MLServerlessError,
     ModelLoadError,
     NotFound,
     Replaced,
+    RepositoryError,
+    Unavailable,
     quote,
 )
 from mlserverless.journal import milliseconds
@@ -30,6 +39,8 @@ log = logging.getLogger(__name__)
 _REREADS: Final = 2  # of settings whose artefact is another one by now
 
 RETRY_AFTER: Final = 30.0  # seconds until a load that failed for good is tried again
+_AGAIN: Final = 600.0  # the same, of what should take the place of a model that serves
+_PATIENCE: Final = 2.0  # seconds that a request waits for a poll, which then goes on without it
 
 
 class ModelState(NamedTuple):
@@ -52,24 +63,43 @@ class Entry:
         self.size = 0  # of these bytes
         self.used = 0  # when it was last asked for: a count of requests
         self.evicted = False  # it had to leave memory, and will come back when it is asked for
-        self.swift = False  # whether its last small request was answered at once
+        self.swift = 0  # how many small requests in a row were answered at once
+        self.swift_bytes = 0  # of the largest of them
+        self.preloaded = False  # whether it should be in memory from the start
         self.unloaded = False
-        self.failure: ModelLoadError | None = None
+        self.outcome: MLServerlessError | None = None  # of the last try
+        self.failure: MLServerlessError | None = None  # why it, or what should replace it, is bad
         self.failed_at = 0.0
+        self.refused: tuple[ModelSettings, str] | None = None  # what should have replaced it
+
+    @property
+    def name(self) -> str:
+        """As its owner calls it."""
+        return self.settings.name
+
+    @property
+    def version(self) -> str | None:
+        """As its owner calls it; None is the default."""
+        return self.settings.version
+
+    @property
+    def failed(self) -> bool:
+        """Whether something is known to stand against serving it."""
+        return self.model is None and bool(self.settings.problem or self.failure)
 
     @property
     def state(self) -> ModelState:
         """Its line of the index: ready unless something is known to stand against it."""
-        settings = self.settings
-        reason = settings.problem or (str(self.failure) if self.failure else "")
+        reason = self.settings.problem or (str(self.failure) if self.failure else "")
         if self.unloaded:
             reason = "unloaded"
         # new bytes that do not load leave a model that serves, and a reason beside it
         ready = self.model is not None or not reason
-        return ModelState(settings.name, settings.version, ready, reason)
+        return ModelState(self.name, self.version, ready, reason)
 
 
 Versions = dict[str | None, Entry]
+Models = dict[str, Versions]
 
 
 class Registry:
@@ -79,11 +109,11 @@ class Registry:
         self._repository = repository
         self._settings = settings
         self._lock = threading.Lock()
-        self._models: dict[str, Versions] | None = None
-        self._early: dict[str, Versions] = {}  # asked for before the others were looked for
+        self._models: Models | None = None
+        self._early: Models = {}  # asked for before the others were looked for
+        self._looked_at = 0.0  # when the repository was last looked through
+        self._looking = threading.Lock()
         self._polls = settings.model_control_mode == "poll"
-        self._polling = threading.Lock()
-        self._next_poll = 0.0
         self._uses = itertools.count(1)
         self._in_memory: WeakSet[Entry] = WeakSet()  # what a newer one has replaced goes by itself
         self._making_room = threading.Lock()  # a load may happen under the other
@@ -94,26 +124,25 @@ class Registry:
         """The entry of a model, its default version when none is named; NotFound else."""
         if self._polls:
             self._poll()
-        elif self._models is None:  # one without a version is the default, whatever else there is
-            entry = self._found_early(name, version)
-            if entry is not None:
-                return entry
-        versions = self._found().get(name, {})
-        if version is not None:
-            entry = versions.get(version)
-            if entry is None or entry.unloaded:
-                raise NotFound(f"Model {quote(name)} with version {quote(version)} not found")
+        entry = self._known(name, version)
+        if self._worth_another_look(entry):
+            self._refresh()
+            entry = self._chosen(name, version)
+        if entry is not None:
             return entry
-        present = [each for each, entry in versions.items() if not entry.unloaded]
-        if not present:
+        if version is None:
             raise NotFound(f"Model {quote(name)} not found")
-        return versions[max(present, key=_rank)]
+        raise NotFound(f"Model {quote(name)} with version {quote(version)} not found")
 
-    def at_hand(self, name: str, version: str | None) -> bool:
-        """Whether `find` asks nobody: the model has been found, and it is no time to look again."""
-        if self._polls:
-            return self._models is not None and time.monotonic() < self._next_poll
-        return self._models is not None or version in self._early.get(name, ())
+    def at_hand(self, name: str, version: str | None) -> Entry | None:
+        """What `find` returns, where it need ask nobody and the model is in memory."""
+        if self._polls and self._is_time(self._settings.poll_seconds):
+            return None
+        if self._models is None:
+            entry = self._early.get(name, {}).get(version)
+        else:
+            entry = self._chosen(name, version)
+        return entry if entry is not None and entry.model is not None else None
 
     def versions(self, name: str) -> list[str]:
         """Every version that exists of a model, in ascending order."""
@@ -124,14 +153,32 @@ class Registry:
         ]
         return sorted(present, key=_rank)
 
-    def _found(self) -> dict[str, Versions]:
+    def _known(self, name: str, version: str | None) -> Entry | None:
+        if self._models is None and not self._polls:
+            entry = self._found_early(name, version)
+            if entry is not None:  # one without a version is the default, whatever else there is
+                return entry
+        return self._chosen(name, version)
+
+    def _chosen(self, name: str, version: str | None) -> Entry | None:
+        """Of all that was found: the version that is named, else the default."""
+        versions = self._found().get(name, {})
+        if version is not None:
+            entry = versions.get(version)
+            return None if entry is None or entry.unloaded else entry
+        present = [entry for entry in versions.values() if not entry.unloaded]
+        if self._polls:  # a bad new version leaves the old one serving
+            present = [entry for entry in present if not entry.failed] or present
+        return max(present, key=lambda entry: _rank(entry.version), default=None)
+
+    def _found(self) -> Models:
         # read without the lock: a reference is replaced whole, never changed while shared
         models = self._models
         if models is None:
             with self._lock:
                 models = self._models
                 if models is None:
-                    models = self._models = self._merged(self._repository.models())
+                    models = self._keep(_arranged(self._repository.models()))
         return models
 
     def _found_early(self, name: str, version: str | None) -> Entry | None:
@@ -145,18 +192,131 @@ class Registry:
                 found = self._repository.models((name, version))
                 if [(name, version)] == [(each.name, each.version) for each in found]:
                     entry = self._early.setdefault(name, {})[version] = Entry(found[0])
+                    self._looked_at = time.monotonic()
                 else:
-                    self._models = self._merged(found)
+                    self._keep(_arranged(found))
             return entry
 
-    def _merged(self, found: Iterable[ModelSettings]) -> dict[str, Versions]:
-        models = _arranged(found)
-        for name, versions in self._early.items():
-            for version, entry in versions.items():
-                new = models.get(name, {}).get(version)
-                if new is not None and new.settings == entry.settings:
-                    models[name][version] = entry
-        return models
+    # ── looking again ───────────────────────────────────────────────────────────────────
+
+    def _is_time(self, seconds: float) -> bool:
+        return time.monotonic() >= self._looked_at + seconds
+
+    def _worth_another_look(self, entry: Entry | None) -> bool:
+        """Whether what is not there, or has failed, may have been mended since."""
+        if self._polls or not self._is_time(RETRY_AFTER):
+            return False
+        if entry is not None:
+            return entry.failed
+        entries = _entries(self._models or {})
+        return not entries or any(each.settings.problem for each in entries)
+
+    def _poll(self) -> None:
+        """Look again when it is time to; one request waits a little for it, the others go on."""
+        if self._models is None or not self._is_time(self._settings.poll_seconds):
+            return
+        if self._looking.acquire(blocking=False):
+            looking = threading.Thread(target=self._look, name="poll", daemon=True)
+            looking.start()
+            looking.join(min(_PATIENCE, deadline.left(2 * _PATIENCE) / 2))
+
+    def _look(self) -> None:
+        try:
+            self._swap(_arranged(self._repository.models()))
+        except Exception as error:  # noqa: BLE001 - whatever it is, what is known goes on serving
+            why = str(error) if isinstance(error, MLServerlessError) else type(error).__name__
+            log.warning("the repository could not be looked through: %s", why)
+        finally:
+            self._looked_at = time.monotonic()
+            self._looking.release()
+
+    def _refresh(self) -> None:
+        """Look through the repository now."""
+        if not self._polls:
+            found = _arranged(self._repository.models())
+            with self._lock:
+                self._keep(found)
+        elif self._looking.acquire(timeout=deadline.left(threading.TIMEOUT_MAX)):
+            try:
+                self._swap(_arranged(self._repository.models()))
+            finally:
+                self._looking.release()
+        else:
+            raise Unavailable("the model repository takes too long to answer")
+
+    def _keep(self, fresh: Models) -> Models:
+        """Take what was found; what serves stays as it is, and so does what is unchanged."""
+        known = self._early if self._models is None else self._models
+        for old in _entries(known):
+            new = fresh.get(old.name, {}).get(old.version)
+            unchanged = new is not None and new.settings == old.settings
+            if unchanged or old.model is not None or old.evicted:
+                fresh.setdefault(old.name, {})[old.version] = old
+        for name in {old.name for old in _entries(known) if old.unloaded} & fresh.keys():
+            for entry in fresh[name].values():  # whatever has come since
+                entry.unloaded = True
+        self._models, self._early = fresh, {}
+        self._looked_at = time.monotonic()
+        return fresh
+
+    def _swap(self, fresh: Models) -> None:
+        """Take what was found, once what should replace a model that serves has loaded."""
+        known = self._found()
+        places = {entry.settings.location: entry for entry in _entries(fresh)}
+        for old in _entries(known):
+            new = fresh.get(old.name, {}).get(old.version) or places.get(old.settings.location)
+            if new is None:
+                continue
+            if old.model is None:
+                stays = old.settings == new.settings
+            else:
+                stays = not self._replaced(old, new)
+            if stays:
+                if new.settings.problem and fresh[new.name].get(new.version) is new:
+                    del fresh[new.name][new.version]  # nobody knows what it would be called
+                fresh.setdefault(old.name, {})[old.version] = old
+        for name in known.keys() & fresh.keys():
+            if any(entry.model is not None for entry in fresh[name].values()):
+                self._load_new(fresh[name], known[name])
+        with self._lock:
+            self._models = fresh
+
+    def _replaced(self, old: Entry, new: Entry) -> bool:
+        """Whether `new`, where it is another one, has loaded in place of a model that serves."""
+        try:
+            stamp = self._repository.stamp(new.settings)
+            if (new.settings, stamp) == (old.settings, old.stamp):
+                old.failure = None
+                return False
+            once_more = time.monotonic() >= old.failed_at + _AGAIN
+            if (new.settings, stamp) == old.refused and not once_more:
+                return False
+            self.get(new)
+        except ModelLoadError as error:
+            old.failure, old.failed_at = _bare(error), time.monotonic()
+            old.refused = new.settings, stamp
+            return False
+        except RepositoryError as error:
+            old.failure = _bare(error)
+            return False
+        except MLServerlessError as error:
+            log.warning("%s", error)
+            return False
+        new.preloaded = old.preloaded
+        return True
+
+    def _load_new(self, fresh: Versions, known: Versions) -> None:
+        """Load the versions that are new beside one that serves: it is the default until then."""
+        for version, entry in list(fresh.items()):
+            if version in known or entry.model is not None:
+                continue
+            try:
+                self.get(entry)
+            except ModelLoadError:
+                continue  # it has been logged where it happened, and the index says so
+            except MLServerlessError as error:
+                log.warning("%s", error)
+                del fresh[version]  # the next look finds it again
 
     # ── loading ─────────────────────────────────────────────────────────────────────────
 
@@ -169,44 +329,61 @@ class Registry:
         """The model of an entry, loaded by whoever comes first; the others wait for it.
 
         Raises ModelLoadError, NotFound, RepositoryError or Unavailable; only the first is
-        remembered, for half a minute.
+        remembered, for half a minute. Who has waited for a try that failed does not try again.
         """
         model = self.kept(entry)
         if model is not None:
             return model
-        with entry.lock:
-            model = entry.model
-            if model is None:
-                failure = entry.failure
-                if failure is not None and time.monotonic() < entry.failed_at + RETRY_AFTER:
-                    raise failure.with_traceback(None)
-                model = self._load(entry)
-            return model
+        earlier = entry.outcome
+        if not entry.lock.acquire(timeout=deadline.left(threading.TIMEOUT_MAX)):
+            raise Unavailable(f"Model {quote(entry.name)} is still being loaded")
+        try:
+            if entry.model is not None:
+                return entry.model
+            failure = entry.failure
+            if failure is None or time.monotonic() >= entry.failed_at + RETRY_AFTER:
+                failure = entry.outcome if entry.outcome is not earlier else None
+            if failure is not None:
+                raise _bare(failure)
+            return self._load(entry)
+        finally:
+            entry.lock.release()
 
     def _load(self, entry: Entry) -> Model:
-        settings, started = entry.settings, time.perf_counter()
-        who = {"model": settings.name, "version": settings.version}
+        started, who = time.perf_counter(), {"model": entry.name, "version": entry.version}
+        failure = None
         try:
             with paused():
                 from mlserverless import runtime  # noqa: PLC0415 - numpy, which INIT must not pay
 
                 artefact = self._fetch(entry)
                 model = runtime.load(artefact, entry.settings, self._settings)
-        except (ModelLoadError, MemoryError) as error:
-            why = (
-                error if isinstance(error, ModelLoadError) else "it needs more memory than there is"
-            )
-            failure = ModelLoadError(f"Model {quote(settings.name)} failed to load: {why}")
-            entry.failure, entry.failed_at = failure, time.monotonic()
-            log.error("%s", failure, extra={"fields": who | {"load_failures": 1}})  # noqa: TRY400 - the sentence says it all
-            raise failure from error
-        entry.failure, entry.evicted = None, False
+        except (MLServerlessError, MemoryError) as error:
+            failure = self._failure(entry, error)
+        if failure is not None:
+            if not isinstance(failure, NotFound | Unavailable):
+                log.error("%s", failure, extra={"fields": who | {"load_failures": 1}})
+            entry.outcome = _bare(failure)
+            raise failure
+        entry.failure, entry.outcome, entry.evicted = None, None, False
         entry.stamp, entry.size = artefact.stamp, artefact.size
         entry.model = model
+        if entry.unloaded:  # meanwhile; whoever has asked before is answered
+            entry.model = None
         took = {"model_load_ms": milliseconds(started), "bytes": entry.size}
-        log.info("model %s loaded", quote(settings.name), extra={"fields": who | took})
+        log.info("model %s loaded", quote(entry.name), extra={"fields": who | took})
         self._make_room(entry)
         return model
+
+    @staticmethod
+    def _failure(entry: Entry, error: MLServerlessError | MemoryError) -> MLServerlessError:
+        """What a client is told; the model's own fault is remembered."""
+        if isinstance(error, MLServerlessError) and not isinstance(error, ModelLoadError):
+            return error
+        why = error if isinstance(error, ModelLoadError) else "it needs more memory than there is"
+        entry.failure = ModelLoadError(f"Model {quote(entry.name)} failed to load: {why}")
+        entry.failed_at = time.monotonic()
+        return _bare(entry.failure)
 
     def _fetch(self, entry: Entry) -> Artefact:
         """The artefact that lay beside the settings; these are read again when it is another."""
@@ -241,15 +418,14 @@ class Registry:
                 size -= each.size
                 each.evicted, each.model = True, None
                 self._in_memory.discard(each)
-                log.info("model %s left memory", quote(each.settings.name))
+                log.info("model %s left memory", quote(each.name))
 
     # ── the repository API ──────────────────────────────────────────────────────────────
 
     def index(self) -> list[ModelState]:
         """The state of every model, found or still loaded."""
-        return [
-            entry.state for versions in self._refreshed().values() for entry in versions.values()
-        ]
+        self._refresh()
+        return [entry.state for entry in _entries(self._found())]
 
     def load(self, name: str) -> None:
         """Load every version of a model anew; the old ones serve until the new ones can."""
@@ -265,25 +441,24 @@ class Registry:
     def unload(self, name: str) -> None:
         """Forget a model until it is loaded again; requests in flight finish."""
         self.find(name)
-        for entry in self._found()[name].values():
+        for entry in self._found().get(name, {}).values():
             entry.unloaded = True
             entry.model = None
 
     def load_all(self) -> None:
         """Load every model now, so that INIT or start-up pays for it. Failures stay states."""
-        for versions in self._found().values():
-            for entry in versions.values():
-                try:
-                    self.get(entry)
-                except ModelLoadError:
-                    continue  # it has been logged where it happened
-                except MLServerlessError as error:
-                    log.error("%s", error)  # noqa: TRY400 - the sentence says it all
+        for entry in _entries(self._found()):
+            entry.preloaded = True
+            try:
+                self.get(entry)
+            except ModelLoadError:
+                continue  # it has been logged where it happened
+            except MLServerlessError as error:
+                log.error("%s", error)  # noqa: TRY400 - the sentence says it all
 
     def loaded(self) -> list[Model]:
         """Every model that is in memory."""
-        entries = [entry for versions in self._found().values() for entry in versions.values()]
-        return [entry.model for entry in entries if entry.model is not None]
+        return [entry.model for entry in _entries(self._found()) if entry.model is not None]
 
     def reconnect(self) -> None:
         """Ask the repository over new connections from now on."""
@@ -292,63 +467,27 @@ class Registry:
     def unready(self) -> str | None:
         """Why this server is not ready, or None: the repository must be readable."""
         try:
-            models = self._found()
+            entries = _entries(self._found())
         except MLServerlessError as error:
             return str(error)
-        if self._settings.load_models_at_startup:
-            for versions in models.values():
-                for entry in versions.values():
-                    if entry.unloaded or (entry.model is None and not entry.evicted):
-                        return f"model {quote(entry.settings.name)} is not loaded"
+        for entry in entries:
+            missing = entry.model is None and not entry.evicted
+            if entry.preloaded and (entry.unloaded or missing):
+                return f"model {quote(entry.name)} is not loaded"
         return None
 
-    def _refreshed(self) -> dict[str, Versions]:
-        """What lies in the repository now; entries that have a past keep it."""
-        fresh = _arranged(self._repository.models())
-        with self._lock:
-            known = self._early if self._models is None else self._models
-            for name, versions in fresh.items():
-                for version, new in versions.items():
-                    old = known.get(name, {}).get(version)
-                    if old is not None and self._still_serves(old, new):
-                        versions[version] = old
-            self._models = fresh
-        return fresh
 
-    def _still_serves(self, old: Entry, new: Entry) -> bool:
-        """Whether the old entry stays; where it polls, `new` has loaded when it does not."""
-        same = old.settings == new.settings
-        if not self._polls or old.model is None:
-            return same
-        try:
-            if same and self._repository.stamp(new.settings) == old.stamp:
-                old.failure = None
-                return True
-            self.get(new)
-        except ModelLoadError as error:
-            old.failure = error
-            return True
-        except MLServerlessError as error:
-            log.warning("%s", error)
-            return True
-        return False
-
-    def _poll(self) -> None:
-        """Look again when it is time to; one request does, the others go on."""
-        if time.monotonic() < self._next_poll or not self._polling.acquire(blocking=False):
-            return
-        try:
-            self._next_poll = time.monotonic() + self._settings.poll_seconds
-            if self._models is not None:
-                self._refreshed()
-        except MLServerlessError as error:
-            log.warning("%s", error)
-        finally:
-            self._polling.release()
+def _bare(error: MLServerlessError) -> MLServerlessError:
+    """The same without what led to it: the frames hold a request, and an artefact's bytes."""
+    return copy(error)
 
 
-def _arranged(found: Iterable[ModelSettings]) -> dict[str, Versions]:
-    models: dict[str, Versions] = {}
+def _entries(models: Models) -> list[Entry]:
+    return [entry for versions in models.values() for entry in versions.values()]
+
+
+def _arranged(found: Iterable[ModelSettings]) -> Models:
+    models: Models = {}
     for settings in found:
         models.setdefault(settings.name, {}).setdefault(settings.version, Entry(settings))
     return models
