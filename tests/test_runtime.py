@@ -7,8 +7,13 @@ import io
 import logging
 import os
 import pickle
+import threading
+import time
+import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import joblib
@@ -24,6 +29,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 from skops import io as skops
 
 from mlserverless import runtime
@@ -183,6 +189,30 @@ def dumped(value: Any) -> bytes:
     return buffer.getvalue()
 
 
+def _raise(stop: type[BaseException]) -> None:
+    raise stop
+
+
+class Raising:
+    """Raises when it is unpickled."""
+
+    def __init__(self, stop: type[BaseException]) -> None:
+        self.stop = stop
+
+    def __reduce__(self) -> Any:
+        return _raise, (self.stop,)
+
+
+class Sealed:
+    """Fits, and lets nobody see how it predicts."""
+
+    def fit(self) -> None: ...
+
+    @property
+    def predict(self) -> Any:
+        raise RuntimeError
+
+
 class Hostile:
     """Leaves a mark when it is unpickled."""
 
@@ -212,16 +242,52 @@ def test_a_server_may_refuse_models_without_a_digest() -> None:
 
 
 @pytest.mark.parametrize(
+    "stop", [KeyboardInterrupt, GeneratorExit, SystemExit, StopIteration, RecursionError]
+)
+def test_nothing_that_a_pickle_raises_gets_further(stop: type[BaseException]) -> None:
+    with pytest.raises(ModelLoadError, match=rf"cannot be unpickled \({stop.__name__}\)"):
+        load(pickle.dumps(Raising(stop)))
+
+
+def test_what_is_unpickled_has_the_digest_whoever_writes_meanwhile(tmp_path: Path) -> None:
+    """A file may be rewritten in place after it has been looked through."""
+    mark, path = tmp_path / "mark", tmp_path / "model.joblib"
+    raw, hostile = dumped(CLASSIFIER), pickle.dumps(Hostile(mark))
+
+    class Rewritten(io.FileIO):
+        def read(self, size: int | None = -1, /) -> Any:
+            found = super().read(size)
+            path.write_bytes(hostile)
+            return found
+
+        def seek(self, *where: int) -> int:
+            path.write_bytes(hostile)
+            return super().seek(*where)
+
+    path.write_bytes(raw)
+    extra = {"sha256": hashlib.sha256(raw).hexdigest()}
+    settings = ModelSettings(name="m", location="/", extra=extra)
+    artefact = Artefact("model.joblib", Rewritten(path))
+    assert runtime.load(artefact, settings, Settings()).methods
+    assert path.read_bytes() == hostile
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
     ("raw", "sentence"),
     [
         (b"", "cannot be unpickled"),
         (b"garbage", "cannot be unpickled"),
         (dumped(CLASSIFIER)[:-20], "cannot be unpickled"),
-        (b"cgone.module\nThing\n.", "needs what is not installed here: No module named 'gone'"),
-        (b"csklearn\nGone\n.", "needs what is not installed here"),
+        (b"cgone.module\nThing\n.", "needs gone, which is not installed here"),
+        (b"csklearn\nGone\n.", "needs Gone, which is not installed here"),
         (b"csys\nexit\n(tR.", "cannot be unpickled .SystemExit."),
         (dumped({"not": "a model"}), "holds no scikit-learn estimator"),
+        (b"cbuiltins\nKeyboardInterrupt\n(tR.", "holds no scikit-learn estimator"),
         (dumped(LogisticRegression), "holds no scikit-learn estimator"),
+        (dumped(SimpleNamespace(fit=3)), "holds no scikit-learn estimator"),
+        (b"cimportlib\nimport_module\n(Vsklearn.svm._libsvm\ntR.", "holds no scikit-learn"),
+        (dumped(Sealed()), "estimator cannot be looked into .RuntimeError."),
     ],
 )
 def test_what_is_no_model_does_not_load(raw: bytes, sentence: str) -> None:
@@ -317,3 +383,43 @@ def test_a_patch_version_or_an_owner_who_allows_it_gets_a_warning(
     with caplog.at_level(logging.WARNING):
         assert load(saved_by(version), server).methods
     assert f"saved by scikit-learn {version}" in caplog.text
+
+
+def test_what_breaks_for_its_version_is_refused_by_a_sentence_that_names_both() -> None:
+    """A tree of another version breaks before scikit-learn itself would say a word."""
+    raw = dumped(DecisionTreeClassifier().fit(X, [0, 1, 1]))
+    here = sklearn.__version__.encode()
+    broken = raw.replace(b"sklearn.tree._tree", b"sklearn.tree._gone")
+    other = broken.replace(here, b"0" + here[1:])
+    with pytest.raises(ModelLoadError, match=r"needs sklearn\.tree\._gone, which is not installed"):
+        load(broken)
+    with pytest.raises(ModelLoadError, match=r"saved by scikit-learn 0\.[\d.]+, this server has"):
+        load(other)
+    with pytest.raises(ModelLoadError, match=r"needs sklearn\.tree\._gone, which is not installed"):
+        load(other, Settings(allow_version_mismatch=True))
+
+
+def test_a_version_is_noticed_whatever_other_threads_do_with_warnings() -> None:
+    """Python's warnings are the process's: predictions elsewhere silence them for a while."""
+    old, good, stop = saved_by("1.2.3"), dumped(CLASSIFIER), threading.Event()
+
+    def silence() -> None:
+        while not stop.is_set():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                time.sleep(0)
+
+    def refused(raw: bytes) -> bool:
+        try:
+            load(raw)
+        except ModelLoadError:
+            return True
+        return False
+
+    before = warnings.showwarning, list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        pool.submit(silence)
+        found = list(pool.map(refused, [old, good] * 100))
+        stop.set()
+    assert [True, False] * 100 == found
+    assert before == (warnings.showwarning, list(warnings.filters))
