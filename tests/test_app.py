@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from pathlib import Path
@@ -30,6 +31,17 @@ def ask(door: Door, path: str = INFER, **body: Any) -> Answer:
     return door("POST", path, json.dumps({"inputs": [ROW], **body}).encode())
 
 
+FAULTS: tuple[type[BaseException], ...] = (
+    RuntimeError,
+    MemoryError,
+    SystemExit,
+    KeyboardInterrupt,
+    GeneratorExit,
+    StopIteration,
+    asyncio.CancelledError,
+)
+
+
 class Clumsy(BaseEstimator):
     """Raises whatever its rows ask for."""
 
@@ -37,7 +49,17 @@ class Clumsy(BaseEstimator):
         return self
 
     def predict(self, rows: Any) -> Any:
-        raise (RuntimeError(rows), MemoryError(), SystemExit(3))[int(rows[0][0])]
+        raise FAULTS[int(rows[0][0])](rows)
+
+
+class Echo(BaseEstimator):
+    """Answers what it is asked."""
+
+    def fit(self, *_: Any) -> Echo:
+        return self
+
+    def predict(self, rows: Any) -> Any:
+        return rows
 
 
 @pytest.fixture
@@ -59,6 +81,8 @@ def served(make_model: MakeModel) -> Door:
         ("GET", "/redoc", 404, {"error": "there is no route /redoc"}),
         ("GET", "/openapi.json", 404, {"error": "there is no route /openapi.json"}),
         ("GET", "/a%0d%0ab", 404, {"error": r"there is no route /a\r\nb"}),
+        ("GET", "/v2/health/live%0a", 404, {"error": r"there is no route /v2/health/live\n"}),
+        ("GET", "/v2%0A/", 404, {"error": r"there is no route /v2\n"}),
         ("GET", INFER, 405, {"error": f"{INFER} does not take GET"}),
         ("PUT", "/v2", 405, {"error": "/v2 does not take PUT"}),
         ("BREW", "/v2", 405, {"error": "/v2 does not take BREW"}),
@@ -141,7 +165,9 @@ def test_a_body_that_cannot_be_read_is_refused_and_the_next_is_served(
     assert 200 == ask(limited).status
 
 
-@pytest.mark.parametrize(("row", "status"), [(0, 500), (1, 413), (2, 500)])
+@pytest.mark.parametrize(
+    ("row", "status"), [(row, 413 if FAULTS[row] is MemoryError else 500) for row in range(7)]
+)
 def test_what_the_estimator_throws_is_contained_and_its_words_are_not_logged(
     make_model: MakeModel, row: int, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:

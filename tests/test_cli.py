@@ -48,6 +48,67 @@ def test_what_is_no_http_is_refused_in_the_same_form(digits: Path) -> None:
     assert ["error"] == list(json.loads(body))
 
 
+def sent(url: str, head: bytes, wait: float = 10) -> bytes:
+    """What a server answers to these bytes, until it hangs up."""
+    address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    with socket.create_connection(address, timeout=wait) as connection:
+        connection.sendall(head)
+        return connection.makefile("rb").read()
+
+
+def test_a_head_has_its_bounds(digits: Path) -> None:
+    with local_server(digits) as url:
+        start = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n"
+        large = sent(url, start + b"x: " + b"y" * cli.HEAD_BYTES)
+        many = sent(url, start + b"a: b\r\n" * 20_000)
+        assert [b"HTTP/1.1 400 Bad Request"] * 2 == [
+            each.split(b"\r\n")[0] for each in (large, many)
+        ]
+        assert f"the headers are larger than {cli.HEAD_BYTES} bytes".encode() in large
+        assert b"" == sent(url, start, wait=cli.HEAD_SECONDS + 10), "it came to no end in time"
+        assert 200 == over_http(url)("GET", "/v2/health/live").status
+
+
+def test_a_body_over_the_limit_ends_its_connection_and_no_other(digits: Path) -> None:
+    """What a client goes on sending would be taken for its next request."""
+    with local_server(digits, MLSERVERLESS_MAX_BODY_BYTES="100") as url:
+        path = "/v2/models/mnist-svm/infer"
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\n".encode()
+        announced = sent(url, head + b"content-length: 1000000\r\n\r\n")
+        chunked = sent(
+            url,
+            head
+            + b"transfer-encoding: chunked\r\n\r\n"
+            + b"64\r\n"
+            + b"x" * 100
+            + b"\r\n1\r\nx\r\n",
+        )
+        for answer in (announced, chunked):
+            assert answer.startswith(b"HTTP/1.1 413 ")
+            assert b"\r\nconnection: close\r\n" in answer.lower()
+        assert 200 == over_http(url)("GET", "/v2/health/live").status
+
+
+def test_a_client_that_hangs_up_is_no_fault_of_the_servers(digits: Path) -> None:
+    command = [sys.executable, "-m", "mlserverless.cli", "start", str(digits)]
+    with subprocess.Popen(
+        command,
+        env={"MLSERVER_HTTP_PORT": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        assert server.stderr is not None
+        url = server.stdout.readline().split()[-1]
+        head = b"POST /v2/models/mnist-svm/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx"
+        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
+            connection.sendall(head)
+        line = json.loads(server.stderr.readline())
+        server.send_signal(2)
+    assert ("WARN", 400) == (line["level"], line["status"])
+
+
 def test_a_folder_that_is_not_there_is_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -70,7 +131,7 @@ def test_a_busy_port_is_one_line_and_status_2(
     ("variable", "value", "said"),
     [
         ("MLSERVER_HTTP_PORT", "70000", "ports end at 65535"),
-        ("MLSERVER_HTTP_PORT", "x", "MLSERVER_HTTP_PORT must be a whole number, not x"),
+        ("MLSERVER_HTTP_PORT", "x", "MLSERVER_HTTP_PORT must be a whole number\n"),
         ("MLSERVER_HOST", "::bad::", "cannot listen on ::bad:::"),
     ],
 )

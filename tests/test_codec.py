@@ -146,7 +146,7 @@ def test_the_count_is_checked_before_anything_is_allocated(shape: tuple[int, ...
 
 def test_more_dimensions_than_numpy_has_are_refused() -> None:
     for data in (1, Raw(memoryview(b"\0\0\0\0"))):
-        with pytest.raises(BadRequest, match="too many dimensions"):
+        with pytest.raises(BadRequest, match="beyond what an array can have"):
             decode(tensor(data, "FP32", [1] * 70))
 
 
@@ -184,6 +184,21 @@ def test_raw_numbers_keep_all_their_bits(datatype: str) -> None:
 def test_raw_bytes_that_do_not_add_up_are_refused(datatype: str, raw: bytes, sentence: str) -> None:
     with pytest.raises(BadRequest, match=sentence):
         decode(tensor(Raw(memoryview(raw)), datatype, (2,)))
+
+
+@pytest.mark.parametrize("shape", [(0, 2**62, 2**62), (0, 2**62, 8)])
+def test_an_empty_tensor_is_no_way_around_numpys_limits(shape: tuple[int, ...]) -> None:
+    none: list[float] = []
+    for data in (none, Raw(memoryview(b""))):
+        with pytest.raises(BadRequest, match="beyond what an array can have"):
+            decode(tensor(data, "FP64", shape))
+
+
+def test_strings_where_numbers_belong_are_refused_before_they_are_padded() -> None:
+    """One long string among many short ones would be copied for each of them."""
+    for datatype in ("INT32", "BOOL"):
+        with pytest.raises(BadRequest, match=r"^input x: "):
+            decode(tensor(["x" * 1_000_000] + ["1"] * 100_000, datatype, (100_001,)))
 
 
 def test_raw_text_is_length_and_bytes() -> None:

@@ -79,15 +79,19 @@ def test_a_batch_gets_every_record_back_as_failed() -> None:
             {"dynamodb": {"SequenceNumber": "111"}},
             {},
             None,
+            {"messageId": "é"},
+            {"messageId": "x" * 201},
         ]
     }
-    assert [
-        "sqs-1",
-        "49590338",
-        "111",
-        "",
-        "",
-    ] == [each["itemIdentifier"] for each in events.refusal(batch)["batchItemFailures"]]
+    assert ["sqs-1", "49590338", "111", "", "", "", ""] == [
+        each["itemIdentifier"] for each in events.refusal(batch)["batchItemFailures"]
+    ]
+
+
+def test_a_batch_beyond_all_batches_is_failed_as_a_whole() -> None:
+    """An answer of its own size would not be carried."""
+    batch = {"Records": [{"messageId": "x" * 200}] * 50_000}
+    assert [{"itemIdentifier": ""}] == events.refusal(batch)["batchItemFailures"]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,8 @@ def test_headers_that_mangum_would_choke_on_are_left_behind(headers: Any, kept: 
 
 
 def test_headers_of_many_values_are_checked_each() -> None:
-    many = {"a": ["1", None, "2"], "b": "text", "c": [None], "host": ["a:b:c"]}
+    once = {"Host": ["a.b", "a.b"], "X-Forwarded-Port": ["443", "443"]}
+    many = {"a": ["1", None, "2"], "b": "text", "c": [None], **once}
     normal = events.normal(rest(multiValueHeaders=many))
     assert normal is not None
     assert {"a": ["1", "2"]} == normal["multiValueHeaders"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +69,57 @@ def test_a_prediction_that_takes_too_long_is_a_504_in_time_and_the_next_is_serve
         late.json,
     )
     assert 200 == ask(door, 29, [[0.0]]).status
+
+
+@pytest.mark.parametrize("quick", [3, 40])
+def test_a_model_that_was_quick_until_now_is_given_up_in_time_too(
+    door: main.Door, quick: int
+) -> None:
+    """After a while it is asked without a thread, but for nothing larger than before."""
+    assert [200] * quick == [ask(door, 29, [[0.0]]).status for _ in range(quick)]
+    start = time.monotonic()
+    assert 504 == ask(door, 1.0, [[1.5]] + [[0.0]] * (quick > 3)).status
+    assert time.monotonic() - start < 1.0
+
+
+def test_nothing_of_a_request_is_kept_once_it_is_answered(make_model: MakeModel) -> None:
+    """Not even until the collector comes: a few bodies are all of a small function's memory."""
+    root = make_model("m", SLEEP)
+    put_model(root, "broken", b"-corrupt-")
+    settings = Settings(model_repository_root=str(root), max_body_bytes=2_000_000)
+    door = main.Door(settings)
+    body = asked([[0.0]])
+    padded = body + b" " * 1_000_000
+    questions = [
+        ("m", padded, {}),
+        ("m", b"x" + padded, {}),
+        ("m", padded * 3, {}),
+        ("m", padded, {"content-encoding": "gzip"}),
+        ("m", asked([[-1.0]]) + b" " * 1_000_000, {}),
+        ("n", padded, {}),
+        ("broken", padded, {}),
+    ]
+
+    def each() -> list[int]:
+        found = []
+        for model, body, headers in questions:
+            event = http_api("POST", f"/v2/models/{model}/infer", body, headers)
+            found.append(door(event, Context(29))["statusCode"])
+        return found
+
+    assert [200, 400, 413, 400, 400, 404, 500] == each()
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(3):
+            each()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert after - before < 500_000, "less than half of one body"
 
 
 def test_what_was_given_up_takes_a_bounded_part_of_the_function(door: main.Door) -> None:
@@ -168,6 +221,20 @@ def test_json_that_would_not_fit_is_a_413_and_the_process_lives(
     assert 200 == door("GET", "/v2/health/live").status
 
 
+@pytest.mark.parametrize("text", [b"x", b'\\"', b"\\u0001", "é".encode(), b'x","'], ids=str)
+def test_text_that_cannot_be_spelled_is_a_413_and_the_process_lives(
+    function: Handler, text: bytes
+) -> None:
+    """What writes JSON would end the process where its buffer does not fit."""
+    door = through(function, http_api)
+    data = b'["' + text * (15_000_000 // len(text)) + b'"]'
+    tensor = b'{"name":"x","shape":[-1],"datatype":"BYTES","data":' + data + b"}"
+    body = gzip.compress(b'{"inputs":[' + tensor + b"]}")
+    answer = door("POST", "/v2/models/echo/infer", body, {"content-encoding": "gzip"})
+    assert (413, ["error"]) == (answer.status, list(answer.json))
+    assert 200 == door("GET", "/v2/models/echo/ready").status
+
+
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
@@ -195,3 +262,22 @@ def test_a_body_that_fits_is_not_refused_for_its_size(function: Handler) -> None
     assert len(body) > 5_000_000
     answer = through(function, http_api)("POST", "/v2/models/echo/infer", body)
     assert (200, [1300, 200]) == (answer.status, answer.json["outputs"][0]["shape"])
+
+
+def test_a_tables_json_that_would_not_fit_is_a_413_and_the_process_lives(
+    function: Handler,
+) -> None:
+    """The last, for with pandas in it the function has less to give the others."""
+    door = through(function, http_api)
+    for text in (b"1.5,", b"[],"):
+        data = b'["[' + text * (12_000_000 // len(text)) + b'1]"]'
+        tensor = (
+            b'{"name":"x","shape":[1],"datatype":"BYTES",'
+            b'"parameters":{"content_type":"pd_json"},"data":' + data + b"}"
+        )
+        body = gzip.compress(
+            b'{"parameters":{"content_type":"pd"},"inputs":[' + tensor + b"]}", compresslevel=1
+        )
+        answer = door("POST", "/v2/models/echo/infer", body, {"content-encoding": "gzip"})
+        assert (413, ["error"]) == (answer.status, list(answer.json))
+    assert 200 == door("GET", "/v2/models/echo/ready").status

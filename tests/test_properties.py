@@ -156,7 +156,7 @@ EVENTS = st.fixed_dictionaries(
 @given(event=EVENTS | JSON)
 def test_any_event_gets_a_valid_proxy_answer(tmp_path: Path, event: Any) -> None:
     door = main.Door(Settings(model_repository_root=str(tmp_path)))
-    assert 200 <= whole(door(event, None)) < 500
+    assert 200 <= whole(door, event) < 500
 
 
 # ── a corpus of events ──────────────────────────────────────────────────────────────────
@@ -184,14 +184,17 @@ def digits_door(digits: Path) -> main.Door:
     return main.Door(Settings(model_repository_root=str(digits.parent)))
 
 
-def whole(answer: Any) -> int:
-    """The status of what every gateway can carry; an assertion else."""
+def whole(door: main.Door, event: Any) -> int:
+    """The status of an answer that every gateway can carry; an assertion else."""
+    answer = door(event, None)
     answer = json.loads(json.dumps(answer))
     assert isinstance(answer["statusCode"], int)
     assert isinstance(answer["body"], str)
     assert isinstance(answer["isBase64Encoded"], bool)
     for headers in (answer.get("headers", {}), answer.get("multiValueHeaders", {})):
         assert isinstance(headers, dict)
+    if "HEAD" in json.dumps(event) and not answer["body"]:
+        return int(answer["statusCode"])
     if answer["statusCode"] >= 400:
         assert json.loads(answer["body"])["error"].isprintable()
     return int(answer["statusCode"])
@@ -201,14 +204,14 @@ def whole(answer: Any) -> int:
 def test_every_event_of_the_corpus_is_answered_as_it_was(
     digits_door: main.Door, case: dict[str, Any]
 ) -> None:
-    assert case["status"] == whole(digits_door(case["event"], None))
+    assert case["status"] == whole(digits_door, case["event"])
 
 
 def test_what_is_no_request_is_answered_without_a_look_at_the_models(tmp_path: Path) -> None:
     """A ping that keeps an environment warm costs nothing: a repository is not even opened."""
     nowhere = main.Door(Settings(model_repository_root=str(tmp_path / "nowhere")))
     pings = [case for case in CORPUS if "ping" in case["why"] or "scheduled" in case["why"]]
-    assert [400] * 4 == [whole(nowhere(case["event"], None)) for case in pings]
+    assert [400] * 4 == [whole(nowhere, case["event"]) for case in pings]
 
 
 @st.composite
@@ -232,4 +235,4 @@ def mutations(draw: st.DrawFn) -> Any:
 @settings(max_examples=300, deadline=None)
 @given(event=mutations())
 def test_any_mutation_of_the_corpus_is_answered(digits_door: main.Door, event: Any) -> None:
-    assert whole(digits_door(event, None)) < 500
+    assert whole(digits_door, event) < 500

@@ -70,6 +70,9 @@ def test_a_shape_is_read_as_mlserver_reads_it(shape: Any, read: tuple[int, ...])
         (body(shape=["a"]), "shape of input x must hold whole numbers"),
         (body(shape=[-2]), "may hold one -1"),
         (body(shape=[-1, -1]), "may hold one -1"),
+        (body(shape=[2**63]), "holds a number that no tensor has room for"),
+        (body(shape=[1e308] * 5000), "too many dimensions"),
+        (body(shape=[1e308] * 64), "holds a number that no tensor has room for"),
         (b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32"}]}', "input x has no data"),
         (body(parameters={"binary_data_size": 4}), "the request no Inference-Header"),
         (body(parameters={"binary_data_size": -4}), "must be a number of bytes"),
@@ -171,6 +174,8 @@ def test_compression_is_undone_whatever_its_spelling(coding: str, packed: bytes)
         ("gzip", gzip.compress(b"text")[:-4], BadRequest, "not valid gzip"),
         ("deflate", b"\xfftext", BadRequest, "not valid deflate"),
         ("gzip", gzip.compress(b"") * 17, BadRequest, "more than 16 compressed members"),
+        ("gzip, gzip, gzip", b"", BadRequest, "more than 2 content codings"),
+        ("identity, , br, gzip", gzip.compress(b""), UnsupportedEncoding, "br is not supported"),
         (
             "gzip",
             gzip.compress(bytes(1001)),

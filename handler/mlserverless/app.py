@@ -9,23 +9,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from math import prod
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mlserverless import imports  # noqa: F401 # isort: skip # first: what FastAPI imports may wait
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mlserverless import memory, wire
+from mlserverless import deadline, memory, wire
 from mlserverless.errors import (
+    AnswerTooLarge,
+    BadRequest,
     Forbidden,
     MLServerlessError,
     NotReady,
@@ -34,7 +34,7 @@ from mlserverless.errors import (
     Unavailable,
     quote,
 )
-from mlserverless.journal import Line, milliseconds
+from mlserverless.journal import Line, milliseconds, places
 from mlserverless.protocol import BINARY_HEADER, JSON, TensorMetadata
 from mlserverless.registry import Entry, ModelState, Registry
 from mlserverless.settings import Settings
@@ -52,16 +52,19 @@ EXTENSIONS: Final = ("binary_tensor_data", "model_repository")
 _MODEL: Final = ("/v2/models/{name}/versions/{version}", "/v2/models/{name}")
 
 
-def create_app(registry: Registry, settings: Settings, *, threads: bool) -> FastAPI:
+def create_app(
+    registry: Registry, settings: Settings, *, threads: bool, answer_limit: int | None = None
+) -> FastAPI:
     """The whole application.
 
     `threads` moves loading and prediction off the event loop: a server with many clients
-    wants it, a Lambda environment, which has one request at a time, does not.
+    wants it, a Lambda environment, which has one request at a time, does not. No body of an
+    answer is larger than `answer_limit` bytes.
     """
     service = _Service(registry, settings, threads)
 
     def add(path: str, endpoint: Endpoint, method: str = "GET") -> None:
-        app.add_route(path, _guarded(path, endpoint), [method])
+        app.add_route(path, _guarded(path, endpoint, answer_limit), [method])
 
     app = _App(
         openapi_url=None,
@@ -113,8 +116,11 @@ class _App(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if "line" not in scope:
             scope["line"] = scope.get("aws.event", {}).get("line") or Line()
-        if scope["type"] == "http" and scope["path"].endswith("/"):
-            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        scope["until"] = time.monotonic() + _PATIENCE
+        if scope["type"] == "http" and scope["path"].endswith(("/", "\n")):
+            # Starlette takes a line's end for the path's
+            path = scope["path"].replace("\n", "\\n").rstrip("/")
+            scope = {**scope, "path": path or "/"}
         await super().__call__(scope, receive, send)
 
 
@@ -136,7 +142,7 @@ def internal_error(line: Line, error: BaseException) -> MLServerlessError:
     if "request_id" not in line.ids:  # where there is no Lambda to give one
         line.ids = {"request_id": str(uuid.uuid4()), **line.ids}
     name, kind = line.ids["request_id"], type(error).__name__
-    where = "".join(traceback.format_tb(error.__traceback__))
+    where = places(error.__traceback__)
     log.error(
         "request %s failed with %s", name, kind, extra={"fields": {**line.ids, "where": where}}
     )
@@ -144,22 +150,30 @@ def internal_error(line: Line, error: BaseException) -> MLServerlessError:
     return MLServerlessError(f"internal error; the log says more under {ids}")
 
 
-def _guarded(route: str, endpoint: Endpoint) -> Endpoint:
+def _guarded(route: str, endpoint: Endpoint, answer_limit: int | None) -> Endpoint:
     async def guarded(request: Request) -> Response:
         line = _line(request)
         line.route = route
         try:
-            return await endpoint(request)
+            return _carried(await endpoint(request), answer_limit)
         except MLServerlessError as error:
             if error.status >= 500:
                 line.error = str(error)
             return error_response(error)
         except MemoryError:
             return error_response(TooLarge("this request needs more memory than there is"))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - nothing may get past it
+        except ClientDisconnect:
+            return error_response(BadRequest("the client has gone before its body had come"))
+        except Exception as error:  # noqa: BLE001 - nothing may get past it
             return error_response(internal_error(line, error))
 
     return guarded
+
+
+def _carried(answer: Response, limit: int | None) -> Response:
+    if limit is not None and len(answer.body) > limit:
+        raise AnswerTooLarge(len(answer.body), limit)
+    return answer
 
 
 def _line(request: Request) -> Line:
@@ -187,11 +201,14 @@ def _refused(scope: Scope, error: HTTPException) -> Response:
 # ── the routes ──────────────────────────────────────────────────────────────────────────
 
 
-# A thread costs a small request a tenth of a millisecond, twice what its answer may take. The last
-# small request to a model says what the next one will: a slow model never keeps the loop twice, and
-# only once can it take a function's time unseen.
+# A thread costs a small request a tenth of a millisecond, twice what its answer may take. A model
+# that has answered a number of small requests at once in a row is asked for no larger ones without:
+# a slow model never keeps the loop twice in so many, nor a function's time unseen.
 _SMALL: Final = 16_384  # bytes
-_SWIFT: Final = 0.002  # seconds
+_SWIFT: Final = 2.0  # milliseconds
+_PROVEN: Final = 16  # requests
+_PATIENCE: Final = 25.0  # seconds that a request may wait for S3: its gateway gives up after 29
+_THREADS: Final = 40  # requests of a server that wait for models at the same time
 _LONGEST: Final = 900.0  # seconds that Lambda gives a function at most
 _MARGIN: Final = 0.5  # seconds of a function's time that an answer needs to get out
 _WORKERS: Final = 4  # predictions of a function, those that were given up among them
@@ -204,40 +221,44 @@ class _Service:
         self.registry = registry
         self.settings = settings
         self.threads = threads
-        self.workers = ThreadPoolExecutor(_WORKERS)
+        self.over = _Unread if threads else TooLarge
+        self.workers = ThreadPoolExecutor(_THREADS if threads else _WORKERS)
 
     async def infer(self, request: Request) -> Response:
-        answer = await self._answer(request)
-        if self.settings.gzip_enabled:
-            answer = wire.compress(answer, request.headers.get("accept-encoding", ""))
+        answer = await self._answer(request, packed=self.settings.gzip_enabled)
         return Response(answer.body, headers=dict(answer.headers), media_type=answer.media_type)
 
     async def infer_stream(self, request: Request) -> Response:
-        answer = await self._answer(request)
+        answer = await self._answer(request, packed=False)
         body = b"data: " + answer.body + b"\n\n"
         return Response(body, media_type="text/event-stream")
 
-    async def _answer(self, request: Request) -> wire.Encoded:
+    async def _answer(self, request: Request, *, packed: bool) -> wire.Encoded:
         entry = await self._entry(request)
         body = await self._body(request)
         model = self.registry.kept(entry) or await self._model(request, entry)
-        asked = (_line(request), entry, model, body, request.headers.get(BINARY_HEADER))
-        if entry.swift and len(body) < _SMALL:
+        asked = (request, entry, model, body, packed)
+        if entry.swift >= _PROVEN and len(body) <= entry.swift_bytes:
             return self._infer(*asked)
         return await self._run(request, self._infer, *asked)
 
     def _infer(
-        self, line: Line, entry: Entry, model: Model, body: bytes, header_length: str | None
+        self, request: Request, entry: Entry, model: Model, body: bytes, packed: bool
     ) -> wire.Encoded:
-        start = time.perf_counter()
-        memory.check_text(body)
-        answer = model.infer(wire.decode(body, header_length))
-        memory.check_numbers(sum([prod(output.shape) for output in answer.outputs]))
+        line, start = _line(request), time.perf_counter()
+        memory.check_json(body)
+        answer = model.infer(wire.decode(body, request.headers.get(BINARY_HEADER)))
+        memory.check(sum([wire.most_bytes(output) for output in answer.outputs]))
         encoded = wire.encode(answer)
+        if packed:
+            encoded = wire.compress(encoded, request.headers.get("accept-encoding", ""))
         line.predict_ms = milliseconds(start)
         line.rows = answer.outputs[0].shape[0] if answer.outputs else 0
-        if len(body) < _SMALL:
-            entry.swift = line.predict_ms < _SWIFT * 1000
+        if line.predict_ms >= _SWIFT:
+            entry.swift = 0
+        elif len(body) < _SMALL and len(answer.outputs) < 2:
+            entry.swift_bytes = max(len(body), entry.swift_bytes if entry.swift else 0)
+            entry.swift += 1
         return encoded
 
     async def _model(self, request: Request, entry: Entry) -> Model:
@@ -259,10 +280,11 @@ class _Service:
         entry = await self._entry(request)
         model = await self._model(request, entry)
         settings = entry.settings
+        versions = await self._found(request, self.registry.versions, settings.name)
         return _json(
             {
                 "name": settings.name,
-                "versions": settings.versions or self.registry.versions(settings.name),
+                "versions": settings.versions or versions,
                 "platform": settings.platform or "sklearn",
                 "inputs": [_tensor(tensor) for tensor in model.inputs()],
                 "outputs": [_tensor(tensor) for tensor in model.outputs()],
@@ -282,7 +304,7 @@ class _Service:
         return _json({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        reason = await self._run(request, self.registry.unready)
+        reason = await self._found(request, self.registry.unready)
         if reason is None:
             return _json({"ready": True})
         return _json({"ready": False, "error": reason}, status=NotReady.status)
@@ -320,19 +342,19 @@ class _Service:
 
     async def index(self, request: Request) -> Response:
         question = wire.decode_object(await self._body(request))
-        states = await self._run(request, self.registry.index)
+        states = await self._found(request, self.registry.index)
         if question.get("ready") is True:
             states = [state for state in states if state.ready]
         return _json([_state(state) for state in states])
 
     async def load(self, request: Request) -> Response:
         self._control()
-        await self._run(request, self.registry.load, request.path_params["name"])
+        await self._found(request, self.registry.load, request.path_params["name"])
         return Response(b"")
 
     async def unload(self, request: Request) -> Response:
         self._control()
-        await self._run(request, self.registry.unload, request.path_params["name"])
+        await self._found(request, self.registry.unload, request.path_params["name"])
         return Response(b"")
 
     def _control(self) -> None:
@@ -345,10 +367,9 @@ class _Service:
     async def _entry(self, request: Request) -> Entry:
         params, line = request.path_params, _line(request)
         name, version = params["name"], params.get("version")
-        if self.registry.at_hand(name, version):  # a dictionary's answer needs no thread
-            entry = self.registry.find(name, version)
-        else:
-            entry = await self._run(request, self.registry.find, name, version)
+        entry = self.registry.at_hand(name, version)  # a dictionary's answer needs no thread
+        if entry is None:
+            entry = await self._found(request, self.registry.find, name, version)
         line.model, line.version = entry.settings.name, entry.settings.version
         return entry
 
@@ -356,23 +377,37 @@ class _Service:
         """The whole body, unpacked; refused as soon as it is over the limit."""
         limit = self.settings.max_body_bytes
         parts, size = [], 0
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced[:20]) > limit:
+            raise self.over(f"the body is larger than {limit} bytes")
         async for part in request.stream():
             parts.append(part)
             size += len(part)
             if size > limit:
-                raise TooLarge(f"the body is larger than {limit} bytes")
+                raise self.over(f"the body is larger than {limit} bytes")
         _line(request).bytes_in = size
         body = parts[0] if len(parts) == 1 else b"".join(parts)
-        return wire.unpack(body, request.headers.get("content-encoding", ""), limit)
+        encoding = request.headers.get("content-encoding", "")
+        return await self._run(request, wire.unpack, body, encoding, limit) if encoding else body
+
+    async def _found(self, request: Request, ask: Callable[..., T], *arguments: Any) -> T:
+        """What the registry answers; the repository is at fault when it takes too long."""
+        try:
+            return await self._run(request, ask, *arguments)
+        except TooSlow as error:
+            raise Unavailable("the model repository takes too long to answer") from error
 
     async def _run(self, request: Request, work: Callable[..., T], *arguments: Any) -> T:
         """What work returns: on another thread, or in the time that the function has left."""
+        until = request.scope["until"]
         if self.threads:
-            return await asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self.workers, _by, until, work, *arguments)
         seconds = _seconds_left(request)
         if seconds is None:
-            return work(*arguments)
-        future = self.workers.submit(work, *arguments)
+            return _by(until, work, *arguments)
+        until = min(until, time.monotonic() + seconds)
+        future = self.workers.submit(_by, until, work, *arguments)
         try:
             return future.result(seconds)
         except TimeoutError as error:
@@ -381,6 +416,23 @@ class _Service:
             if future.cancel():  # it never began
                 raise Unavailable("earlier requests still take all of the function") from error
             raise TooSlow("this request takes longer than the function may") from error
+        finally:
+            del future  # what it has raised holds this frame, and the whole request with it
+
+
+def _by(until: float, work: Callable[..., T], *arguments: Any) -> T:
+    """What work returns, for a request that ends then."""
+    with deadline.until(until):
+        return work(*arguments)
+
+
+class _Unread(TooLarge):
+    """A body over the limit, of which more may come: the connection must end."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """That it ends."""
+        return {"Connection": "close"}
 
 
 def _seconds_left(request: Request) -> float | None:

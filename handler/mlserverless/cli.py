@@ -6,6 +6,7 @@ For a developer's machine; what is deployed is `main`.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import os
 import socket
@@ -27,6 +28,8 @@ from mlserverless.registry import Registry
 from mlserverless.repository import open_repository
 from mlserverless.settings import Settings
 
+HEAD_BYTES = 65_536  # of a request before its body
+HEAD_SECONDS = 10  # that it may take to come
 USAGE_ERROR = 2  # argparse's own code for a command that cannot be carried out as given
 
 
@@ -71,7 +74,7 @@ def _start(folder: str) -> int:
     )
     journal = Journal("DEBUG" if settings.debug else settings.log_level)
     journal.attach()
-    registry = Registry(open_repository(settings.model_repository_root), settings)
+    registry = Registry(open_repository(folder, settings.cache_folder), settings)
     listener = _listen(settings.host, settings.http_port)
     if settings.load_models_at_startup:
         registry.load_all()
@@ -141,7 +144,40 @@ def _profile(root: str, svg: str | None) -> int:
 
 
 class _Http(HttpToolsProtocol):
-    """uvicorn's protocol, with our form for what is no HTTP at all."""
+    """uvicorn's protocol, with bounds for a head, and our form for what is no HTTP at all."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first head."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing more."""
+        self.late.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, unless the head has grown too large."""
+        super().data_received(data)
+        if not self.late.cancelled():
+            self.head += len(data)
+            if self.head > HEAD_BYTES:
+                self.send_400_response(f"the headers are larger than {HEAD_BYTES} bytes")
+
+    def on_message_begin(self) -> None:
+        """Wait for the rest of the head."""
+        super().on_message_begin()
+        self.late.cancel()
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        """The head is here."""
+        self.late.cancel()
+        super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        self.head = 0
+        self.late = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
         """Say so in JSON and hang up."""

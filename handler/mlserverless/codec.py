@@ -12,12 +12,14 @@ import base64
 import binascii
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from itertools import chain
 from math import isnan, prod
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import orjson
 
+from mlserverless import memory
 from mlserverless.errors import BadRequest, MLServerlessError, TooLarge, quote
 from mlserverless.protocol import (
     InferenceRequest,
@@ -122,8 +124,8 @@ def _reshape(tensor: RequestInput, values: Array) -> Array:
     shape = _fit(tensor, values.size)
     try:
         return values.reshape(shape)
-    except (ValueError, OverflowError) as error:  # more dimensions than numpy has
-        raise _complain(tensor, "the shape has too many dimensions") from error
+    except (ValueError, OverflowError) as error:  # lengths, or their product, that numpy has not
+        raise _complain(tensor, "the shape is beyond what an array can have") from error
 
 
 def _array(tensor: RequestInput, body_limit: int) -> Array:
@@ -149,7 +151,17 @@ def _check_length(tensor: RequestInput) -> None:
             raise _complain(tensor, f"{len(data)} rows do not fit shape {_shown(tensor.shape)}")
 
 
-def _natural(tensor: RequestInput) -> Array:
+def _kinds(data: Any) -> set[type]:
+    """The types of the elements; list among them where they are nested unevenly."""
+    level = [data]
+    while (kinds := set(map(type, level))) == {list}:
+        level = list(chain.from_iterable(level))
+    return kinds
+
+
+def _natural(tensor: RequestInput, complaint: str) -> Array:
+    if str in _kinds(tensor.data):  # numpy would pad all of them to the longest
+        raise _complain(tensor, complaint)
     try:
         return np.array(tensor.data)
     except ValueError as error:  # ragged, or nested deeper than numpy goes
@@ -177,15 +189,17 @@ def _floats(tensor: RequestInput) -> Array:
 
 
 def _booleans(tensor: RequestInput) -> Array:
-    values = _natural(tensor)
+    complaint = "data must be booleans or numbers"
+    values = _natural(tensor, complaint)
     if values.dtype.kind not in "biuf":
-        raise _complain(tensor, "data must be booleans or numbers")
+        raise _complain(tensor, complaint)
     truths: Array = values != 0
     return truths
 
 
 def _integers(tensor: RequestInput) -> Array:
-    values = _natural(tensor)
+    complaint = f"data must be whole numbers for {tensor.datatype}"
+    values = _natural(tensor, complaint)
     dtype = DTYPES[tensor.datatype]
     if values.size == 0:
         return values.astype(dtype)
@@ -198,10 +212,10 @@ def _integers(tensor: RequestInput) -> Array:
             return values.astype(dtype, copy=False)
         raise _complain(tensor, f"a value is out of range for {tensor.datatype}")
     if kind != "f":
-        raise _complain(tensor, f"data must be whole numbers for {tensor.datatype}")
+        raise _complain(tensor, complaint)
     if (np.abs(values) < _EXACT).all():
         if not (values == np.trunc(values)).all():
-            raise _complain(tensor, f"data must be whole numbers for {tensor.datatype}")
+            raise _complain(tensor, complaint)
         if values.min() < limits.min or values.max() > limits.max:
             raise _complain(tensor, f"a value is out of range for {tensor.datatype}")
         return values.astype(dtype)
@@ -242,12 +256,12 @@ def _raw_numbers(tensor: RequestInput, raw: Raw) -> Array:
         raise _complain(
             tensor, f"{len(raw.view)} bytes are no whole number of {tensor.datatype} elements"
         )
-    shape = _fit(tensor, count)
+    _fit(tensor, count)
     if tensor.datatype == "BOOL":
         return _reshape(tensor, np.frombuffer(raw.view, np.uint8) != 0)
     # a copy: estimators may write to their input, and the bytes need not be aligned
     values = np.frombuffer(raw.view, dtype.newbyteorder("<")).astype(dtype)
-    return values.reshape(shape) if len(shape) < 33 else _reshape(tensor, values)
+    return _reshape(tensor, values)
 
 
 def _raw_text(tensor: RequestInput, raw: Raw) -> list[str]:
@@ -309,8 +323,10 @@ def _undatetime(tensor: RequestInput, text: str) -> datetime:
 
 
 def _unjson(tensor: RequestInput, text: str) -> Any:
+    raw = text.encode()
+    memory.check_json(raw)
     try:
-        return orjson.loads(text)
+        return orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise _complain(tensor, "an element is not valid JSON") from error
 
@@ -536,6 +552,7 @@ def _spell_datetime(item: Any) -> str:
 
 
 def _spell_json(item: Any) -> str:
+    memory.check_spelling(item)
     return orjson.dumps(item, option=orjson.OPT_SERIALIZE_NUMPY, default=str).decode()
 
 

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import orjson
 
-from mlserverless.errors import BadRequest, MLServerlessError, TooLarge
+from mlserverless import memory
+from mlserverless.errors import AnswerTooLarge, BadRequest, MLServerlessError
 from mlserverless.protocol import JSON
 
 Event = dict[str, Any]
@@ -22,41 +23,73 @@ Answer = dict[str, Any]
 
 ANSWER_LIMIT: Final = 6 * 1024 * 1024  # bytes of a whole answer, as JSON, that Lambda carries
 
+_ONCE: Final = frozenset({"host", "x-forwarded-port"})  # Mangum joins what comes twice
 _HOST: Final = re.compile(r"[A-Za-z0-9_.-]+(:\d{1,5})?")
+_BATCH: Final = 10_000  # records of a batch, at most
+_IDENTIFIER: Final = 200  # characters of a record's, at most
 _PORT: Final = re.compile(r"\d{1,5}")
 _ID: Final = re.compile(r"[A-Za-z0-9_=:/+-]{1,64}")
 
 
-def normal(event: object) -> Event | None:
-    """The event, well-formed, or None when it is no HTTP request.
-
-    Its body is bytes. Raises BadRequest for an HTTP request that cannot be read.
-    """
-    if not isinstance(event, dict):
-        return None
-    context = event.get("requestContext")
+def _asked(event: Any) -> tuple[str, str, str] | None:
+    """The sort of an HTTP event (2.0, 1.0 or alb), its method and path; None for any other."""
+    context = event.get("requestContext") if isinstance(event, dict) else None
     if not isinstance(context, dict):
         return None
     http = context.get("http")
     if isinstance(http, dict):
-        source, method, path = "2.0", http.get("method"), http.get("path", event.get("rawPath"))
+        sort, method, path = "2.0", http.get("method"), http.get("path", event.get("rawPath"))
     else:
-        source = "alb" if "elb" in context else "1.0"
+        sort = "alb" if "elb" in context else "1.0"
         method, path = event.get("httpMethod"), event.get("path")
     if not isinstance(method, str) or not method or not isinstance(path, str | None):
         return None
-    path = _path(path or "/", context.get("stage"))
+    return sort, method, path or "/"
+
+
+def normal(event: Any) -> Event | None:
+    """The event, well-formed, or None when it is no HTTP request.
+
+    Its body is bytes. Raises BadRequest for an HTTP request that cannot be read.
+    """
+    asked = _asked(event)
+    if asked is None:
+        return None
+    sort, method, path = asked
+    path = _path(path, event["requestContext"].get("stage"))
     common = {"headers": _headers(event.get("headers")), "body": _body(event)}
-    if source == "2.0":
+    if sort == "2.0":
         request = {"method": method, "path": path, "sourceIp": ""}
         return {**common, "version": "2.0", "requestContext": {"http": request}}
     common |= {"httpMethod": method, "path": path}
     many = event.get("multiValueHeaders")
     if isinstance(many, dict):
         common["multiValueHeaders"] = _many_headers(many)
-    if source == "alb":
+    if sort == "alb":
         return {**common, "requestContext": {"elb": {}}}
     return {**common, "resource": "", "requestContext": {}}
+
+
+def shaped(answer: Answer, event: Any) -> Answer:
+    """The answer as this event's sender reads it, whoever has made it."""
+    sort, method, _ = _asked(event) or ("", "", "")
+    if method == "HEAD":
+        answer["body"] = ""
+    if sort == "alb" and "headers" in answer and isinstance(event.get("multiValueHeaders"), dict):
+        headers = answer.pop("headers")
+        answer["multiValueHeaders"] = {name: [text] for name, text in headers.items()}
+    return answer
+
+
+def is_mangums(answer: Answer) -> bool:
+    """Whether it is what Mangum says when the application could not: ours are JSON."""
+    return bool(answer["statusCode"] == 500 and answer["body"] == "Internal Server Error")
+
+
+def body_size(answer: Answer) -> int:
+    """The bytes of an answer's body as it leaves."""
+    body: str = answer["body"]
+    return len(body) if body.isascii() else len(body.encode())
 
 
 def gateway_id(event: object) -> str | None:
@@ -64,12 +97,6 @@ def gateway_id(event: object) -> str | None:
     context = event.get("requestContext") if isinstance(event, dict) else None
     found = context.get("requestId") if isinstance(context, dict) else None
     return found if isinstance(found, str) and _ID.fullmatch(found) else None
-
-
-def method(event: Event) -> str:
-    """The HTTP method of a normal event."""
-    named: str = event.get("httpMethod") or event["requestContext"]["http"]["method"]
-    return named
 
 
 def _path(path: str, stage: object) -> str:
@@ -95,7 +122,7 @@ def _many_headers(value: Mapping[object, object]) -> dict[str, list[str]]:
     return {
         name: kept
         for name, texts in value.items()
-        if isinstance(name, str) and isinstance(texts, list)
+        if isinstance(name, str) and isinstance(texts, list) and name.lower() not in _ONCE
         if (kept := [text for text in texts if isinstance(text, str) and _readable(name, text)])
     }
 
@@ -128,12 +155,13 @@ def refusal(event: object) -> Answer:
     """The answer to what is no HTTP request.
 
     A batch of records (SQS, Kinesis, DynamoDB) gets every one of them back as failed, so
-    that nothing is deleted unread.
+    that nothing is deleted unread. An empty identifier says so of the whole batch.
     """
     answer = failure(BadRequest("this event is no HTTP request; send one of the V2 routes"))
     records = event.get("Records") if isinstance(event, dict) else None
     if isinstance(records, list):
-        answer["batchItemFailures"] = [{"itemIdentifier": _identifier(each)} for each in records]
+        failed = [_identifier(each) for each in records] if len(records) <= _BATCH else [""]
+        answer["batchItemFailures"] = [{"itemIdentifier": each} for each in failed]
     return answer
 
 
@@ -142,8 +170,9 @@ def _identifier(record: object) -> str:
         return ""
     for holder in (record, record.get("kinesis"), record.get("dynamodb")):
         for key in ("messageId", "sequenceNumber", "SequenceNumber"):
-            if isinstance(holder, dict) and isinstance(holder.get(key), str):
-                return str(holder[key])
+            found = holder.get(key) if isinstance(holder, dict) else None
+            if isinstance(found, str) and found.isascii() and len(found) <= _IDENTIFIER:
+                return found
     return ""
 
 
@@ -159,17 +188,11 @@ def failure(error: MLServerlessError) -> Answer:
 
 def carried(answer: Answer) -> Answer:
     """The answer, or a 413 in its place when Lambda would drop it for its size."""
-    # escaping makes at most six bytes of one; below that nothing needs to be measured
-    if len(answer["body"]) * 6 < ANSWER_LIMIT:
-        return answer
     size = len(answer["body"])
-    if size <= ANSWER_LIMIT:  # else it would only be copied, to be told what is known
-        size = len(orjson.dumps(answer))
-    if size <= ANSWER_LIMIT:
+    # escaping makes at most six bytes of one; below that nothing needs to be measured
+    if size * 6 < ANSWER_LIMIT:
         return answer
-    return failure(
-        TooLarge(
-            f"the answer is {size} bytes and Lambda carries {ANSWER_LIMIT}; ask for fewer rows, "
-            "for gzip (Accept-Encoding), or for binary tensors (binary_data_output)"
-        )
-    )
+    if size <= ANSWER_LIMIT:  # else it would only be copied, to be told what is known
+        memory.check(memory.of_text(answer["body"]))
+        size = len(orjson.dumps(answer))
+    return answer if size <= ANSWER_LIMIT else failure(AnswerTooLarge(size, ANSWER_LIMIT))

@@ -26,6 +26,7 @@ from mlserverless.settings import (
     limit_threads,
     memory_of_function,
     name_of_function,
+    temporary_folder,
     trace_id,
 )
 
@@ -59,8 +60,9 @@ class Door:
 
     def __init__(self, settings: Settings, journal: Journal | None = None) -> None:
         self.journal = journal
-        self.registry = Registry(open_repository(settings.model_repository_root), settings)
-        app = create_app(self.registry, settings, threads=False)
+        repository = open_repository(settings.model_repository_root, settings.cache_folder)
+        self.registry = Registry(repository, settings)
+        app = create_app(self.registry, settings, threads=False, answer_limit=events.ANSWER_LIMIT)
         self.loop = _Loop()  # type: ignore[abstract] # the two methods that Mangum calls
         asyncio.set_event_loop(self.loop)  # each thread has its own, and Mangum asks for one
         self.mangum = Mangum(app, lifespan="off")
@@ -71,9 +73,9 @@ class Door:
     def __call__(self, event: Any, context: Any) -> events.Answer:
         """A whole event in, a whole proxy answer out; never raises."""
         line = Line(_ids(event, context))
-        answer = self._answer(event, context, line)
+        answer = events.shaped(self._answer(event, context, line), event)
         if self.journal is not None:
-            self.journal.request(line, answer["statusCode"], len(answer["body"]))
+            self.journal.request(line, answer["statusCode"], events.body_size(answer))
         return answer
 
     def _answer(self, event: Any, context: Any, line: Line) -> events.Answer:
@@ -83,16 +85,19 @@ class Door:
                 return events.refusal(event)
             normal["line"] = line
             asyncio.set_event_loop(self.loop)
-            answer: events.Answer = self.mangum(normal, context)
-            if events.method(normal) == "HEAD":
-                answer["body"] = ""
-            return events.carried(answer)
+            return events.carried(self._applied(normal, context))
         except MLServerlessError as error:
             return events.failure(error)
         except MemoryError:
             return events.failure(TooLarge("this request needs more memory than there is"))
         except Exception as error:  # noqa: BLE001 - Lambda would make a 502 of it
             return events.failure(internal_error(line, error))
+
+    def _applied(self, event: events.Event, context: Any) -> events.Answer:
+        answer: events.Answer = self.mangum(event, context)
+        if events.is_mangums(answer):
+            raise RuntimeError("Mangum could not carry what the application did")
+        return answer
 
 
 def _ids(event: Any, context: Any) -> dict[str, str]:
@@ -113,7 +118,7 @@ def _open() -> Any:
     memory.limit(memory_of_function())
     journal = Journal(level_of_function(), name_of_function())
     try:
-        settings = Settings.load(log_level=level_of_function())
+        settings = Settings.load(log_level=level_of_function(), cache_folder=temporary_folder())
         journal.setLevel(settings.log_level)
         journal.attach()
         return Door(settings, journal)
@@ -123,8 +128,8 @@ def _open() -> Any:
         def refuse(event: Any, context: Any) -> events.Answer:
             line = Line(_ids(event, context))
             line.error = sentence
-            journal.request(line, answer["statusCode"], len(answer["body"]))
-            return answer
+            journal.request(line, answer["statusCode"], events.body_size(answer))
+            return events.shaped(dict(answer), event)
 
         return refuse
 

@@ -40,10 +40,11 @@ def profile(root: str, model: str) -> Profile:
     command = [sys.executable, "-c", _SCRIPT, root, model]
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own script
-        if done.returncode != 0:
+        said = done.stdout.rpartition("\n")[2]  # what comes before it the model has printed
+        if done.returncode != 0 or not said:
             reason = done.stderr.strip().rpartition("\n")[2].partition(": ")[2]
-            raise ModelLoadError(f"{model}: {reason}")
-    found = json.loads(done.stdout)
+            raise ModelLoadError(f"{model}: {reason or 'its process has ended'}")
+    found = json.loads(said)
     return Profile(model, tuple(found["milliseconds"]), found["asked"])
 
 
@@ -73,7 +74,7 @@ def measure(root: str, name: str) -> None:
     model.example()
     marks.append(time.perf_counter())
     spans = [1000 * (end - start) for start, end in pairwise(marks)]
-    sys.stdout.write(json.dumps({"milliseconds": spans, "asked": asked}))
+    sys.stdout.write("\n" + json.dumps({"milliseconds": spans, "asked": asked}))
 
 
 def table(profiles: list[Profile]) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import orjson
 
+from mlserverless import memory
 from mlserverless.collector import paused
 from mlserverless.errors import BadRequest, TooLarge, UnsupportedEncoding, quote
 from mlserverless.protocol import (
@@ -31,6 +32,9 @@ from mlserverless.protocol import (
 )
 
 MAX_OUTPUTS: Final = 100
+MAX_CODINGS: Final = 2  # of one body, each a pass over all of it
+MAX_DIMENSIONS: Final = 64  # numpy's own limit
+MAX_LENGTH: Final = 2**63 - 1  # of one dimension, numpy's own limit
 MAX_MEMBERS: Final = 16  # of one gzip body; each costs a copy of what follows it
 GZIP_FROM: Final = 500  # bytes; below it compression costs more than it saves
 
@@ -62,9 +66,11 @@ def unpack(body: bytes, content_encoding: str, limit: int) -> bytes:
     """
     if len(body) > limit:
         raise TooLarge(f"the body is larger than {limit} bytes")
-    for coding in reversed([each.strip().lower() for each in content_encoding.split(",")]):
-        if coding in ("", "identity"):
-            continue
+    codings = [each.strip().lower() for each in content_encoding.split(",")]
+    codings = [coding for coding in codings if coding not in ("", "identity")]
+    if len(codings) > MAX_CODINGS:
+        raise BadRequest(f"the body has more than {MAX_CODINGS} content codings")
+    for coding in reversed(codings):
         if coding not in _WINDOWS:
             raise UnsupportedEncoding(
                 f"Content-Encoding {quote(coding)} is not supported; gzip and deflate are"
@@ -226,7 +232,11 @@ def _input(entry: object, raw: memoryview | None, offset: int) -> tuple[RequestI
 def _shape(value: object, owner: str) -> tuple[int, ...]:
     if type(value) is not list:
         raise BadRequest(f"{owner} needs a shape, a list of whole numbers")
+    if len(value) > MAX_DIMENSIONS:
+        raise BadRequest(f"shape of {owner} has too many dimensions")
     shape = tuple([each if type(each) is int else _length(each, owner) for each in value])
+    if shape and max(shape) > MAX_LENGTH:  # beyond it, only to multiply them would take its time
+        raise BadRequest(f"shape of {owner} holds a number that no tensor has room for")
     if shape and min(shape) < 0 and (min(shape) < -1 or shape.count(-1) > 1):
         raise BadRequest(f"shape of {owner} may hold one -1 and no other negative number")
     return shape
@@ -261,6 +271,16 @@ def _output(entry: object) -> RequestOutput:
 
 
 # ── answers ─────────────────────────────────────────────────────────────────────────────
+
+
+def most_bytes(output: ResponseOutput) -> int:
+    """What spelling an output may take, in bytes."""
+    if output.binary:
+        return 2 * len(output.data)
+    if isinstance(output.data, list):  # of texts, for most
+        texts = sum([memory.of_text(item) for item in output.data if type(item) is str])
+        return texts + memory.ITEM * len(output.data)
+    return memory.NUMBER * len(output.data)
 
 
 def encode(response: InferenceResponse) -> Encoded:
