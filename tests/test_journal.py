@@ -7,7 +7,10 @@ import logging
 import re
 import subprocess
 import sys
+import threading
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +23,7 @@ from doors import PLANTED, local_server, over_http
 from mlserverless import main
 from mlserverless.journal import METRICS, Journal, Line
 from mlserverless.settings import Settings
-from test_app import Clumsy
+from test_app import Clumsy, Echo
 
 LOGGER = logging.getLogger("mlserverless")
 CONTEXT = SimpleNamespace(aws_request_id="c6af9ac6-7b61-11e6-9a41-93e8deadbeef")
@@ -29,9 +32,13 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture(autouse=True)
 def _detached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the logger back as it was."""
+    """Give back what a journal takes for itself."""
     for name in ("handlers", "level", "propagate"):
         monkeypatch.setattr(LOGGER, name, getattr(LOGGER, name))
+    monkeypatch.setattr(logging.getLogger(), "handlers", logging.getLogger().handlers)
+    for holder, name in ((sys, "unraisablehook"), (threading, "excepthook")):
+        monkeypatch.setattr(holder, name, getattr(holder, name))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
 
 @pytest.fixture
@@ -172,10 +179,119 @@ def test_a_warning_is_its_kind_and_place_without_its_words() -> None:
         check=True,
     )
     line = json.loads(done.stderr)
-    assert ("WARNING", "UserWarning was raised", "<string>:3") == (
+    assert ("WARN", "UserWarning was raised", "<string>:3") == (
         line["level"],
         line["message"],
         line["where"],
+    )
+
+
+FOREIGN = (
+    "import logging, sys, threading\n"
+    "from mlserverless.main import handler\n"
+    "logging.getLogger('team.model').warning('Xylophon31415 %s', 'Xylophon31415')\n"
+    "class Late:\n"
+    "    def __del__(self): raise ValueError('Xylophon31415')\n"
+    "Late()\n"
+    "def fail(): raise KeyError('Xylophon31415')\n"
+    "thread = threading.Thread(target=fail)\n"
+    "thread.start()\n"
+    "thread.join()\n"
+)
+
+
+def test_what_others_log_or_raise_unseen_is_its_kind_and_place_without_its_words() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FOREIGN],
+        env={"PYTHONPATH": str(ROOT / "handler")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    logged, deleted, thread = [json.loads(line) for line in done.stderr.splitlines()]
+    assert ("WARN", "team.model logged a message", "<string>:3") == (
+        logged["level"],
+        logged["message"],
+        logged["where"],
+    )
+    assert "ValueError was raised where nobody catches it" == deleted["message"]
+    assert ("ERROR", "<string>:7 fail") == (thread["level"], thread["where"].split("; ")[-1])
+
+
+def test_a_line_is_never_longer_than_a_pipe_takes_whole(
+    make_model: MakeModel, lines: Lines
+) -> None:
+    """Else those of several processes would be torn."""
+    root = make_model("m" * 200, b"", uri="x" * 9000)
+    door = journaled(root)
+    door(event("http-api-infer", requestContext=asking(f"/v2/models/{'m' * 200}/infer")), CONTEXT)
+    assert lines()
+    journal = Journal("INFO")
+    words = {"error": "e" * 9000, "where": "w" * 9000, "model": "m" * 9000}
+    journal.emit(
+        logging.makeLogRecord({"name": "mlserverless", "msg": "x" * 9000, "fields": words})
+    )
+    (line,) = lines()
+    assert 4096 > len(json.dumps(line))
+    assert "x" * 200 == line["message"]
+
+
+def test_threads_write_whole_lines_and_lose_none(lines: Lines) -> None:
+    journal = Journal("INFO")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: journal.request(Line(), 200, 0), range(2000)))
+    assert [200] * 2000 == [line["status"] for line in lines()]
+
+
+def test_a_pipe_that_nobody_reads_keeps_no_request(digits: Path) -> None:
+    code = (
+        "import json, sys\n"
+        "from mlserverless.main import handler\n"
+        "event = json.load(open(sys.argv[1]))\n"
+        "print({handler(event, None)['statusCode'] for _ in range(2000)})\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(ROOT / "events" / "http-api-health.json")],
+        env={
+            "PYTHONPATH": str(ROOT / "handler"),
+            "MLSERVER_MODEL_REPOSITORY_ROOT": str(digits.parent),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            assert "{200}\n" == process.stdout.readline()
+            lines = process.stderr.read().splitlines()
+        finally:
+            process.kill()
+    assert 10 < len(lines) < 2000, "as many as fit"
+    assert all(json.loads(line)["status"] == 200 for line in lines)
+
+
+@pytest.mark.parametrize("trace", ["Self=Xylophon31415", "Root=Xylophon31415", "\udcff", ""])
+def test_an_id_that_is_none_is_not_repeated(
+    digits: Path, lines: Lines, monkeypatch: pytest.MonkeyPatch, trace: str
+) -> None:
+    """A client's header has a say in X-Ray's."""
+    monkeypatch.setenv("_X_AMZN_TRACE_ID", trace)
+    journaled(digits.parent)(event("http-api-health"), CONTEXT)
+    (line,) = lines()
+    assert "trace_id" not in line
+
+
+def test_bytes_are_bytes_whatever_the_characters(make_model: MakeModel, lines: Lines) -> None:
+    door = journaled(make_model("m", Echo()))
+    tensor = {"name": "x", "shape": [1], "datatype": "BYTES", "data": ["é" * 50]}
+    body = json.dumps({"inputs": [tensor]}, ensure_ascii=False)
+    answer = door(event(requestContext=asking("/v2/models/m/infer"), body=body), CONTEXT)
+    assert 200 == answer["statusCode"]
+    line = lines()[-1]
+    assert (len(body.encode()), len(answer["body"].encode())) == (
+        line["bytes_in"],
+        line["bytes_out"],
     )
 
 

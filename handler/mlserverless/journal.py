@@ -1,8 +1,9 @@
-"""What is logged: one JSON line a request, and one for every other message of ours.
+"""What is logged: one JSON line a request, and one for every other message.
 
 A line holds names that the owner gave, numbers and ids; never a payload, a header's value, a
-client's words or a credential. Lambda captures standard error, a line an entry; on it, lines are
-metrics too, by CloudWatch's embedded metric format.
+client's words or a credential: of what others log, warn of or raise where nobody catches it, the
+kind and the place. Lambda captures standard error, a line an entry; on it, lines are metrics too,
+by CloudWatch's embedded metric format.
 Source: https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
 """
 
@@ -10,12 +11,16 @@ from __future__ import annotations
 
 import logging
 import os
+import select
+import sys
+import threading
 import time
+import traceback
 import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final
 
 import orjson
@@ -30,8 +35,15 @@ METRICS: Final = {
     "load_failures": "Count",
 }
 
+# What a pipe takes whole or not at all, whoever else writes; longer lines are cut to it.
+_WHOLE: Final = select.PIPE_BUF
+_SHORT: Final = 200  # characters of each text in a line that would be longer
+# Lambda's names of levels: a line of another is one of INFO to it
+_LEVELS: Final = {"WARNING": "WARN", "CRITICAL": "FATAL"}
 # Libraries that would log headers, signatures and paths to whoever asks for everything.
 _TALKATIVE: Final = ("asyncio", "boto3", "botocore", "urllib3", "uvicorn")
+
+_PLACES: Final = 20  # of a traceback, the innermost
 
 Fields = Mapping[str, Any]
 
@@ -67,13 +79,20 @@ class Journal(logging.Handler):
         ours.handlers = [self]
         ours.setLevel(self.level)
         ours.propagate = False
+        logging.getLogger().handlers = [self]
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
         warnings.showwarning = self._warned  # type: ignore[assignment] # called by position
+        sys.unraisablehook = lambda said: self._uncaught(said.exc_type, said.exc_traceback)
+        threading.excepthook = lambda said: self._uncaught(said.exc_type, said.exc_traceback)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a message, with the `fields` that came with it as `extra`."""
-        self._write(record.levelname, record.getMessage(), getattr(record, "fields", {}))
+        """Write a message of ours, with the `fields` that came with it as `extra`."""
+        if record.name.partition(".")[0] == "mlserverless":
+            self._write(record.levelname, record.getMessage(), getattr(record, "fields", {}))
+        else:
+            where = f"{os.path.basename(record.pathname)}:{record.lineno}"
+            self._write(record.levelname, f"{record.name} logged a message", {"where": where})
 
     def request(self, line: Line, status: int, bytes_out: int) -> None:
         """Write the line of a request that has been answered."""
@@ -105,6 +124,7 @@ class Journal(logging.Handler):
 
     def _write(self, level: str, message: str, fields: Fields) -> None:
         now = datetime.now(UTC)
+        level = _LEVELS.get(level, level)
         line = {"timestamp": now, "level": level, "message": message, **fields}
         if self.function is not None:
             names = tuple([name for name in METRICS if line.get(name) is not None])
@@ -112,9 +132,14 @@ class Journal(logging.Handler):
                 at = int(now.timestamp() * 1000)
                 line["function"] = self.function
                 line["_aws"] = {"Timestamp": at, "CloudWatchMetrics": _metrics(names)}
-        try:  # noqa: SIM105 - suppress() costs half a microsecond more
-            os.write(STDERR, orjson.dumps(line) + b"\n")  # whole, whoever else writes
-        except (OSError, TypeError):  # nobody reads, or what JSON has not: no fault of a request
+        try:
+            text = orjson.dumps(line)
+            if len(text) >= _WHOLE:
+                text = orjson.dumps({name: _cut(value) for name, value in line.items()})
+            # a full pipe that nobody reads would keep the request for ever
+            if select.select((), (STDERR,), (), 0)[1]:
+                os.write(STDERR, text + b"\n")
+        except Exception:  # noqa: BLE001, S110 - whatever it is, it is no request's fault
             pass
 
     def _warned(
@@ -123,6 +148,24 @@ class Journal(logging.Handler):
         # a warning's words may hold what an estimator was asked with
         where = {"where": f"{os.path.basename(filename)}:{lineno}"}
         self._write("WARNING", f"{category.__name__} was raised", where)
+
+    def _uncaught(self, kind: type[BaseException], where: TracebackType | None) -> None:
+        message = f"{kind.__name__} was raised where nobody catches it"
+        self._write("ERROR", message, {"where": places(where)})
+
+
+def places(where: TracebackType | None) -> str:
+    """The last places that an exception went through, the innermost last, without its words."""
+    found = traceback.extract_tb(where, -_PLACES)
+    return "; ".join(f"{_module(each.filename)}:{each.lineno} {each.name}" for each in found)
+
+
+def _module(path: str) -> str:
+    return "/".join(path.split(os.sep)[-2:])
+
+
+def _cut(value: Any) -> Any:
+    return value[:_SHORT] if isinstance(value, str) else value
 
 
 @cache
