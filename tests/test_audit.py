@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import runpy
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
+from typing import Any
 
 import pytest
+from samtranslator.yaml_helper import yaml_parse
 
 from conftest import ROOT
 from gateway import serving
 
+PINS = [path.name for path in runpy.run_path(str(ROOT / "requirements" / "audit.py"))["PINS"]]
 FLAW = {"id": "PYSEC-2026-1", "modified": "2026-01-01T00:00:00Z", "affected": []}
 
 
@@ -38,11 +44,18 @@ def advisories(flawed: str | None) -> Iterator[str]:
         yield url
 
 
-def audit(url: str) -> subprocess.CompletedProcess[str]:
+def audit(url: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     subprocess.run(["make", ".venv-audit/ready"], cwd=ROOT, check=True, capture_output=True)
     python = str(ROOT / ".venv-audit" / "bin" / "python")
-    command = [python, "requirements/audit.py", "-s", "osv", "--osv-url", url, "--timeout", "5"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    asked = ["-s", "osv", "--osv-url", url, "--timeout", "5", *arguments]
+    return subprocess.run(
+        [python, "requirements/audit.py", *asked],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize(("flawed", "status"), [(None, 0), ("mangum", 1)])
@@ -55,7 +68,40 @@ def test_a_known_vulnerability_stops_the_gates(flawed: str | None, status: int) 
     assert "left out" not in done.stdout
 
 
-def test_nobody_to_ask_is_said_and_stops_nothing() -> None:
-    done = audit("http://127.0.0.1:1")
-    assert 0 == done.returncode
-    assert 3 == done.stdout.count("left out: ")
+@pytest.mark.parametrize(("strictness", "status"), [("", 0), ("strict", 1)])
+def test_nobody_to_ask_is_said_and_stops_nobody_who_does_not_want_it(
+    strictness: str, status: int
+) -> None:
+    done = audit("http://127.0.0.1:1", AUDIT=strictness)
+    assert (status, "") == (done.returncode, done.stderr)
+    assert len(PINS) == done.stdout.count("left out, nobody can be asked: ")
+
+
+def test_a_question_that_goes_wrong_itself_is_no_clean_answer() -> None:
+    done = audit("http://127.0.0.1:1", "--no-such-option")
+    assert 1 == done.returncode
+    assert len(PINS) == done.stdout.count("could not be audited: ")
+
+
+def test_every_pin_is_asked_about_but_the_peers() -> None:
+    """What is deployed, what builds and tests it, and what audits it."""
+    pinned = {path.name for path in ROOT.glob("requirements/*.txt")}
+    assert {"clients.txt", "mlserver.txt"} == pinned - set(PINS)
+    assert 2 == PINS.count("requirements.txt")
+
+
+def test_the_workflow_uses_nothing_that_can_be_moved_and_gives_no_token_to_what_it_tests() -> None:
+    workflow = yaml_parse((ROOT / "docs" / "github" / "deploy.yml").read_text())
+    jobs: dict[str, Any] = workflow["jobs"]
+    used = [step["uses"] for job in jobs.values() for step in job["steps"] if "uses" in step]
+    assert [] == [each for each in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", each)]
+    assert {"contents": "read"} == workflow["permissions"]
+    check, deploy = jobs["check"], jobs["deploy"]
+    assert "permissions" not in check
+    assert {"make check", "make audit", "make build"} < {step.get("run") for step in check["steps"]}
+    assert {"strict"} == {step["env"]["AUDIT"] for step in check["steps"] if "env" in step}
+    assert ("check", "write") == (deploy["needs"], deploy["permissions"]["id-token"])
+    run = [step["run"] for step in deploy["steps"] if "run" in step]
+    assert ["make setup", "sam deploy"] == [
+        each[:26].removeprefix(".venv/bin/")[:10] for each in run
+    ]

@@ -178,6 +178,25 @@ def test_the_function_may_do_what_is_written_here_and_nothing_else(
 
 
 @pytest.mark.parametrize(
+    ("parameter", "allowed", "refused"),
+    [
+        ("ModelBucket", ["", "team-models.v2"], ["*", "team?models", "a/b", "${aws:userid}", "A"]),
+        ("ModelPrefix", ["models", "a/b c/ü"], ["", "/a", "a/", "*", "a*b", "a?", "${aws:userid}"]),
+        (
+            "ModelKeyArn",
+            ["", KEY],
+            ["*", "arn:aws:kms:*:123456789012:key/1234", KEY + "?", "key/1"],
+        ),
+    ],
+)
+def test_no_parameter_widens_what_the_function_may_do(
+    template: Any, parameter: str, allowed: list[str], refused: list[str]
+) -> None:
+    pattern = re.compile(template["Parameters"][parameter]["AllowedPattern"])
+    assert allowed == [each for each in allowed + refused if pattern.fullmatch(each)]
+
+
+@pytest.mark.parametrize(
     ("parameters", "security"),
     [
         ({}, [{"iam": []}]),
@@ -248,6 +267,12 @@ def test_sam_local_finds_the_route_and_takes_binary_bodies() -> None:
     assert [("Function", "$default", "2.0")] == [
         (route.function_name, route.path, route.payload_format_version) for route in api.routes
     ]
+
+
+def test_a_poll_is_as_rare_as_its_owner_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    deployed = Deployed(monkeypatch, ModelControlMode="poll", PollSeconds=300)
+    function = deployed.of_type("AWS::Lambda::Function")["Function"]
+    assert 300 == function["Environment"]["Variables"]["MLSERVERLESS_POLL_SECONDS"]
 
 
 def test_the_models_come_from_the_layer_or_from_one_prefix(
