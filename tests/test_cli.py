@@ -6,6 +6,8 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -89,19 +91,25 @@ def test_a_body_over_the_limit_ends_its_connection_and_no_other(digits: Path) ->
         assert 200 == over_http(url)("GET", "/v2/health/live").status
 
 
-def test_a_client_that_hangs_up_is_no_fault_of_the_servers(digits: Path) -> None:
-    command = [sys.executable, "-m", "mlserverless.cli", "start", str(digits)]
+@contextmanager
+def started(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server whose log is read, and its URL."""
+    command = [sys.executable, "-m", "mlserverless.cli", "start", str(folder)]
+    pipe = subprocess.PIPE
     with subprocess.Popen(
-        command,
-        env={"MLSERVER_HTTP_PORT": "0"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        command, env={"MLSERVER_HTTP_PORT": "0"}, stdout=pipe, stderr=pipe, text=True
     ) as server:
         assert server.stdout is not None
+        try:
+            yield server, server.stdout.readline().split()[-1]
+        finally:
+            server.terminate()
+
+
+def test_a_client_that_hangs_up_is_no_fault_of_the_servers(digits: Path) -> None:
+    head = b"POST /v2/models/mnist-svm/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx"
+    with started(digits) as (server, url):
         assert server.stderr is not None
-        url = server.stdout.readline().split()[-1]
-        head = b"POST /v2/models/mnist-svm/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx"
         with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
             connection.sendall(head)
         line = json.loads(server.stderr.readline())
@@ -151,16 +159,7 @@ def test_a_setting_that_cannot_hold_is_one_line_and_status_2(
 
 
 def test_ctrl_c_ends_the_server_cleanly(digits: Path) -> None:
-    command = [sys.executable, "-m", "mlserverless.cli", "start", str(digits)]
-    with subprocess.Popen(
-        command,
-        env={"MLSERVER_HTTP_PORT": "0"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as server:
-        assert server.stdout is not None
-        url = server.stdout.readline().split()[-1]
+    with started(digits) as (server, url):
         assert 200 == over_http(url)("GET", "/v2/health/live").status
         server.send_signal(2)
         _, errors = server.communicate(timeout=30)
