@@ -104,6 +104,8 @@ def test_a_uri_may_be_absolute(tmp_path: Path) -> None:
     ("uri", "sentence"),
     [
         ("./gone.joblib", "its artefact, gone.joblib, is not in the repository"),
+        ("gone/", "its artefact, gone, is not in the repository"),
+        ("/nowhere/gone/", "its artefact, gone, is not in the repository"),
         (
             None,
             "model.joblib or model.pickle or model.pkl or model.skops, is not in the repository",
@@ -260,7 +262,7 @@ def test_an_unreachable_s3_is_unavailable(monkeypatch: pytest.MonkeyPatch, s3: S
 
 @pytest.mark.parametrize(
     ("status", "page"),
-    [(200, b"<html>Please log in</html>"), (200, b"{}"), (200, b""), (204, b"")],
+    [(200, b"<html>Please log in</html>"), (200, b"{}"), (200, b""), (204, b""), (302, b"")],
 )
 def test_what_is_not_s3_is_no_empty_bucket(s3: S3Server, status: int, page: bytes) -> None:
     """A proxy's page, a portal's: models that were there would be gone."""

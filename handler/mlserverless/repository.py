@@ -170,7 +170,9 @@ class _Sources(ABC):
             raise Replaced(f"{MODEL_SETTINGS_FILE} is being replaced")
         if found is not None:
             return found
-        wanted = quote(posixpath.basename(target)) if model.uri else " or ".join(WELL_KNOWN)
+        wanted = (
+            quote(posixpath.basename(target.rstrip("/"))) if model.uri else " or ".join(WELL_KNOWN)
+        )
         raise ModelLoadError(f"its artefact, {wanted}, is not in the repository")
 
     def stamp(self, model: ModelSettings) -> str:
@@ -541,9 +543,11 @@ def _mapped(error: Exception, bucket: str) -> MLServerlessError:
         code = _code(error) or f"HTTP {status}"
         if code in _ANOTHER:
             return Replaced(f"an object of bucket {bucket} is being replaced")
-        if code in _PASSING or status >= 500 or status in (307, 429):
+        sentence = _FOR_GOOD.get(code)
+        elsewhere = sentence is None and 300 <= status < 400  # a portal's way, or S3's for a while
+        if code in _PASSING or elsewhere or status >= 500 or status == 429:
             return Unavailable(f"S3 cannot answer for bucket {bucket} now ({quote(code)})")
-        sentence = _FOR_GOOD.get(code, "S3 refused bucket {bucket} ({code})")
+        sentence = sentence or "S3 refused bucket {bucket} ({code})"
         return RepositoryError(sentence.format(bucket=bucket, code=quote(code)))
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         return RepositoryError("there are no credentials to read S3 with")
