@@ -377,9 +377,10 @@ class _Service:
         """The whole body, unpacked; refused as soon as it is over the limit."""
         limit = self.settings.max_body_bytes
         parts, size = [], 0
-        announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced[:20]) > limit:
-            raise self.over(f"the body is larger than {limit} bytes")
+        if self.threads:  # a function has the whole body before it is asked
+            announced = request.headers.get("content-length", "")
+            if announced.isdecimal() and int(announced[:20]) > limit:
+                raise self.over(f"the body is larger than {limit} bytes")
         async for part in request.stream():
             parts.append(part)
             size += len(part)
