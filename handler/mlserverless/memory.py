@@ -61,8 +61,6 @@ def of_text(text: str) -> int:
 
 def check_spelling(value: Any) -> None:
     """MemoryError where the JSON of these objects, however nested, would not fit."""
-    if _free() is None:
-        return
     size, level = 0, [value]
     while level:
         below: list[Any] = []
