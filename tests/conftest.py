@@ -85,13 +85,18 @@ def repository(tmp_path: Path, digits: Path) -> Path:
     return root
 
 
+def declare(folder: Path, **settings: Any) -> None:
+    """Write a model's settings, or write them anew."""
+    parameters = {"uri": "./model.joblib", **settings.pop("parameters", {})}
+    declared = {"implementation": IMPLEMENTATION, "parameters": parameters}
+    (folder / "model-settings.json").write_text(json.dumps(declared | settings))
+
+
 def put_model(root: Path, name: str, artefact: Any, /, **settings: Any) -> Path:
     """Put an estimator (or any object, bytes, or nothing) under `root` as a model."""
     folder = root / name
     folder.mkdir(parents=True)
-    parameters = {"uri": "./model.joblib", **settings.pop("parameters", {})}
-    declared = {"name": name, "implementation": IMPLEMENTATION, "parameters": parameters}
-    (folder / "model-settings.json").write_text(json.dumps(declared | settings))
+    declare(folder, **{"name": name, **settings})
     if isinstance(artefact, bytes):
         (folder / "model.joblib").write_bytes(artefact)
     elif artefact is not None:

@@ -39,23 +39,23 @@ def test_a_model_that_cannot_be_served_is_said_and_the_rest_is_served(
     assert "m cannot be served: implementation other.Runtime is not served here" in said[1]
 
 
-def test_what_is_no_http_is_refused_in_the_same_form(digits: Path) -> None:
-    with local_server(digits) as url:
-        address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
-        with socket.create_connection(address, timeout=10) as connection:
-            connection.sendall(b"no http at all\r\n\r\n")
-            head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400 ")
-    assert b"content-type: application/json" in head
-    assert ["error"] == list(json.loads(body))
+def connected(url: str, wait: float = 10) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=wait)
 
 
 def sent(url: str, head: bytes, wait: float = 10) -> bytes:
     """What a server answers to these bytes, until it hangs up."""
-    address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
-    with socket.create_connection(address, timeout=wait) as connection:
+    with connected(url, wait) as connection:
         connection.sendall(head)
         return connection.makefile("rb").read()
+
+
+def test_what_is_no_http_is_refused_in_the_same_form(digits: Path) -> None:
+    with local_server(digits) as url:
+        head, _, body = sent(url, b"no http at all\r\n\r\n").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head
+    assert ["error"] == list(json.loads(body))
 
 
 def test_a_head_has_its_bounds(digits: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_client_that_hangs_up_is_no_fault_of_the_servers(digits: Path) -> None
     head = b"POST /v2/models/mnist-svm/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx"
     with started(digits) as (server, url):
         assert server.stderr is not None
-        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
+        with connected(url) as connection:
             connection.sendall(head)
         line = json.loads(server.stderr.readline())
         server.send_signal(2)

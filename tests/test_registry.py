@@ -23,7 +23,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.preprocessing import FunctionTransformer
 
 from aws import BUCKET, S3Server
-from conftest import IMPLEMENTATION, ROOT, MakeModel
+from conftest import IMPLEMENTATION, ROOT, MakeModel, declare
 from mlserverless import registry as room
 from mlserverless.errors import ModelLoadError, NotFound, RepositoryError, Unavailable
 from mlserverless.registry import Registry
@@ -189,13 +189,6 @@ def test_a_preloaded_server_is_ready_when_every_model_is(make_model: MakeModel) 
 XGBOOST = "mlserver_xgboost.XGBoostModel"
 
 
-def declare(folder: Path, **settings: Any) -> None:
-    """Write a model's settings anew."""
-    declared = {"name": "m", "implementation": IMPLEMENTATION, **settings}
-    declared["parameters"] = {"uri": "./model.joblib", **settings.get("parameters", {})}
-    (folder / "model-settings.json").write_text(json.dumps(declared))
-
-
 def test_settings_that_were_mended_are_read_after_a_while(
     make_model: MakeModel, pass_time: Callable[[float], None]
 ) -> None:
@@ -205,7 +198,7 @@ def test_settings_that_were_mended_are_read_after_a_while(
         registry = opened(root)
         with pytest.raises(ModelLoadError):
             registry.get(registry.find("m"))
-        declare(root / "m")
+        declare(root / "m", name="m")
         with pytest.raises(ModelLoadError):
             registry.get(registry.find("m"))
         pass_time(room.RETRY_AFTER)
@@ -236,7 +229,7 @@ def test_outside_poll_mode_an_index_changes_nothing_that_serves(
     root = make_model("m", MODEL)
     registry = opened(root, model_control_mode=mode)
     model = registry.get(registry.find("m"))
-    declare(root / "m", platform="another", parameters={"uri": "./gone.joblib"})
+    declare(root / "m", name="m", platform="another", parameters={"uri": "./gone.joblib"})
     assert {"m": (True, "")} == states(registry)
     assert model is registry.get(registry.find("m"))
     shutil.rmtree(root / "m")
@@ -252,7 +245,7 @@ def test_what_was_unloaded_stays_so_whatever_has_come_since(make_model: MakeMode
     root = make_model("m", MODEL)
     registry = opened(root, model_control_mode="explicit")
     registry.unload("m")
-    declare(root / "m", platform="another")
+    declare(root / "m", name="m", platform="another")
     make_model("n", MODEL, name="m", parameters={"version": "2"})
     assert {"unloaded"} == {each.reason for each in registry.index()}
     with pytest.raises(NotFound):
@@ -348,7 +341,7 @@ def test_settings_that_break_leave_the_old_model_serving(make_model: MakeModel) 
     assert registry.find("m", "1").model is not None
     ready, reason = states(registry)["m"]
     assert (True, True) == (ready, "model-settings.json is not valid JSON" in reason)
-    declare(root / "m", parameters={"version": "1"})
+    declare(root / "m", name="m", parameters={"version": "1"})
     assert 7 == answer_of(registry)
     assert {"m": (True, "")} == states(registry)
 
@@ -359,7 +352,7 @@ def test_a_model_may_change_its_folder_and_its_version(make_model: MakeModel) ->
     assert 7 == answer_of(registry)
     (root / "m").rename(root / "another")
     assert 7 == answer_of(registry)
-    declare(root / "another", parameters={"version": "2"})
+    declare(root / "another", name="m", parameters={"version": "2"})
     assert 7 == answer_of(registry)
     assert "2" == registry.find("m").version
     with pytest.raises(NotFound):
@@ -537,7 +530,7 @@ def test_a_folder_that_was_replaced_before_its_load_is_loaded_with_its_own_setti
     entry = registry.find("m")
     joblib.dump(OTHER, root / "m" / "another.joblib")
     (root / "m" / "model.joblib").unlink()
-    declare(root / "m", platform="another", parameters={"uri": "./another.joblib"})
+    declare(root / "m", name="m", platform="another", parameters={"uri": "./another.joblib"})
     assert 7 == int(registry.get(entry).estimator.predict([[0.0]])[0])
     assert "another" == entry.settings.platform
 
