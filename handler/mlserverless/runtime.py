@@ -16,13 +16,14 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from types import ModuleType
 from typing import Any, BinaryIO, Final
 
-from mlserverless import codec, wire
-from mlserverless.errors import BadRequest, MLServerlessError, ModelLoadError, one_line, quote
+from mlserverless import codec, metadata, wire
+from mlserverless.errors import BadRequest, ModelLoadError, one_line, quote
 from mlserverless.imports import import_sklearn
+from mlserverless.metadata import InputSchema
 from mlserverless.protocol import (
     InferenceRequest,
     InferenceResponse,
@@ -118,9 +119,14 @@ class Model:
 
     # ── what it says of itself ──────────────────────────────────────────────────────────
 
+    @cached_property
+    def schema(self) -> InputSchema:
+        """What the estimator takes, read from its attributes at the first use."""
+        return metadata.describe_inputs(self.estimator)
+
     def example(self) -> dict[str, Any] | None:
-        """A request that this model answers, or None where none was found by trying."""
-        known = _known_values(self.estimator)
+        """Return a request that this model answers; None if none was found. Never raises."""
+        known = {column.name: column.example for column in self.schema.columns}
         inputs = []
         for tensor in self.inputs():
             shape = [1 if length < 0 else length for length in tensor.shape]
@@ -129,78 +135,25 @@ class Model:
             named = {"name": tensor.name, "shape": shape, "datatype": tensor.datatype}
             inputs.append({**named, "parameters": dict(tensor.parameters), "data": data})
         parameters = {}
-        if self.settings.content_type is None and (len(inputs) > 1 or inputs[0]["name"] in known):
+        if self.settings.content_type is None and (len(inputs) > 1 or self.schema.has_names):
             parameters["content_type"] = "pd"
         example = {"parameters": parameters, "inputs": inputs}
         try:
             self.infer(wire.decode(wire.encode_json(example)))
-        except MLServerlessError:
+        except Exception:  # noqa: BLE001 - an estimator may raise anything for a made-up row
             return None
         return example
 
     def inputs(self) -> tuple[TensorMetadata, ...]:
-        """What it takes: as declared, else as the estimator remembers its training data."""
+        """Return what it takes: as declared, else as the estimator remembers its training data."""
         if self.settings.inputs:
             return self.settings.inputs
-        names = getattr(self.estimator, "feature_names_in_", None)
-        if names is not None:
-            known = _known_values(self.estimator)
-            return tuple(
-                _column(str(name), text=isinstance(known.get(name), str)) for name in names
-            )
         features = getattr(self.estimator, "n_features_in_", None)
-        if features is None and _takes_documents(self.estimator):
-            return (_column("input-0", text=True),)
-        return (TensorMetadata("input-0", "FP64", (-1, features or -1), {"content_type": "np"}),)
+        return metadata.input_tensors(self.schema, features)
 
     def outputs(self) -> tuple[TensorMetadata, ...]:
-        """What it may be asked for: as declared, else one tensor a method."""
-        if self.settings.outputs:
-            return self.settings.outputs
-        classes = getattr(self.estimator, "classes_", None)
-        return tuple(_output(name, classes) for name in self.methods)
-
-
-def _column(name: str, text: bool) -> TensorMetadata:
-    if text:
-        return TensorMetadata(name, "BYTES", (-1, 1), {"content_type": "str"})
-    return TensorMetadata(name, "FP64", (-1, 1))
-
-
-def _output(name: str, classes: Any) -> TensorMetadata:
-    several = isinstance(classes, list)  # a multi-output classifier has one list a target
-    datatype, width = "FP64", -1
-    if name == "predict":
-        width = len(classes) if several else 1
-        if classes is not None:
-            dtype = (classes[0] if several else classes).dtype
-            datatype = "BYTES" if dtype.kind in "USO" else codec.datatype(dtype)
-    elif name in ("predict_proba", "predict_log_proba") and classes is not None and not several:
-        width = len(classes)
-    elif name == "score_samples":
-        width = 1
-    return TensorMetadata(name, datatype, (-1, width), {"content_type": "np"})
-
-
-def _first_step(estimator: Any) -> Any:
-    """What sees the raw input: an estimator, or the first step of a pipeline."""
-    return estimator.steps[0][1] if getattr(estimator, "steps", None) else estimator
-
-
-def _takes_documents(estimator: Any) -> bool:
-    return hasattr(_first_step(estimator), "build_analyzer")
-
-
-def _known_values(estimator: Any) -> dict[Any, Any]:
-    """A value that was seen in training, for each column of categories."""
-    step = _first_step(estimator)
-    encoders = [(part, columns) for _, part, columns in getattr(step, "transformers_", ())]
-    encoders.append((step, getattr(step, "feature_names_in_", ())))
-    return {
-        column: categories[0].item() if hasattr(categories[0], "item") else categories[0]
-        for part, columns in encoders
-        for column, categories in zip(columns, getattr(part, "categories_", ()), strict=False)
-    }
+        """Return what may be requested: as declared, else one tensor per method."""
+        return self.settings.outputs or metadata.output_tensors(self.estimator, self.methods)
 
 
 # ── loading ─────────────────────────────────────────────────────────────────────────────
