@@ -184,7 +184,7 @@ def test_what_the_estimator_throws_is_contained_and_its_words_are_not_logged(
 
 def test_a_model_that_does_not_load_says_so_on_every_route(make_model: MakeModel) -> None:
     broken = door(make_model("m", b"-corrupt-"))
-    sentence = "Model m failed to load: its artefact cannot be unpickled (KeyError)"
+    sentence = "Model m failed to load: the artifact cannot be unpickled (KeyError)"
     infer, metadata = ask(broken), broken("GET", "/v2/models/m")
     ready = broken("GET", "/v2/models/m/ready")
     assert [500, 500, 400] == [each.status for each in (infer, metadata, ready)]

@@ -33,7 +33,7 @@ def test_each_model_has_its_phases_and_a_bar(
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("broken", "its artefact cannot be unpickled"), (None, "no model-settings")],
+    [("broken", "the artifact cannot be unpickled"), (None, "no model-settings")],
 )
 def test_what_cannot_be_profiled_is_one_line(
     capsys: pytest.CaptureFixture[str],

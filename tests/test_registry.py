@@ -86,14 +86,14 @@ def test_a_failed_load_is_remembered_for_a_while_and_then_tried_again(
 ) -> None:
     root = make_model("m", b"-corrupt-")
     registry = opened(root)
-    with pytest.raises(ModelLoadError, match=r"^Model m failed to load: its artefact cannot be"):
+    with pytest.raises(ModelLoadError, match=r"^Model m failed to load: the artifact cannot be"):
         registry.get(registry.find("m"))
     shutil.rmtree(root / "m")
     make_model("m", MODEL)
     with pytest.raises(ModelLoadError):
         registry.get(registry.find("m"))
     ready, reason = states(registry)["m"]
-    assert (False, True) == (ready, "failed to load: its artefact cannot be unpickled" in reason)
+    assert (False, True) == (ready, "failed to load: the artifact cannot be unpickled" in reason)
     pass_time(room.RETRY_AFTER)
     assert registry.get(registry.find("m")).methods
     assert {"m": (True, "")} == states(registry)

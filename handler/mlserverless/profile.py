@@ -54,7 +54,7 @@ def measure(root: str, name: str) -> None:
     from mlserverless import main  # noqa: F401, PLC0415 - this is what is measured
 
     marks.append(time.perf_counter())
-    from mlserverless import runtime  # noqa: PLC0415 - as above
+    from mlserverless import loading  # noqa: PLC0415 - as above
     from mlserverless.imports import import_sklearn  # noqa: PLC0415 - as above
 
     import_sklearn()
@@ -67,7 +67,7 @@ def measure(root: str, name: str) -> None:
     declared = Registry(repository, settings).find(name).settings
     artefact = repository.fetch(declared)
     marks.append(time.perf_counter())
-    model = runtime.load(artefact, declared, settings)
+    model = loading.load(artefact, declared, settings)
     marks.append(time.perf_counter())
     asked = model.example() is not None
     marks.append(time.perf_counter())

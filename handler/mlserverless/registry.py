@@ -354,10 +354,10 @@ class Registry:
         failure = None
         try:
             with paused():
-                from mlserverless import runtime  # noqa: PLC0415 - numpy, which INIT must not pay
+                from mlserverless import loading  # noqa: PLC0415 - numpy, which INIT must not pay
 
                 artefact = self._fetch(entry)
-                model = runtime.load(artefact, entry.settings, self._settings)
+                model = loading.load(artefact, entry.settings, self._settings)
         except (MLServerlessError, MemoryError) as error:
             failure = self._failure(entry, error)
         if failure is not None:
