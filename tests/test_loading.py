@@ -160,7 +160,7 @@ def test_what_is_unpickled_has_the_digest_whoever_writes_meanwhile(tmp_path: Pat
         (b"", "the artifact is empty"),
         (b"garbage", "cannot be unpickled"),
         (dumped(CLASSIFIER)[:-20], "is incomplete"),
-        (b"cgone.module\nThing\n.", "needs gone, which is not installed: add the package"),
+        (b"cgone.module\nThing\n.", "needs the Python module gone, which is not installed: add"),
         (
             b"csklearn\nGone\n.",
             r"needs sklearn\.Gone, which the installed version of sklearn does not",
@@ -278,13 +278,13 @@ def test_what_breaks_for_its_version_is_refused_by_a_sentence_that_names_both() 
     here = sklearn.__version__.encode()
     broken = raw.replace(b"sklearn.tree._tree", b"sklearn.tree._gone")
     other = broken.replace(here, b"0" + here[1:])
-    with pytest.raises(ModelLoadError, match=r"needs sklearn\.tree\._gone, which is not installed"):
+    with pytest.raises(ModelLoadError, match=r"needs sklearn\.tree\._gone, which the installed"):
         load(broken)
     with pytest.raises(
         ModelLoadError, match=r"saved with scikit-learn 0\.[\d.]+, but this server runs"
     ):
         load(other)
-    with pytest.raises(ModelLoadError, match=r"needs sklearn\.tree\._gone, which is not installed"):
+    with pytest.raises(ModelLoadError, match=r"needs sklearn\.tree\._gone, which the installed"):
         load(other, Settings(allow_version_mismatch=True))
 
 
@@ -322,7 +322,9 @@ def test_the_version_in_a_compressed_artifact_that_breaks_is_found(tmp_path: Pat
     for compress in compressors(tmp_path).values():
         with pytest.raises(ModelLoadError, match=r"saved with scikit-learn 0\.[\d.]+, but"):
             load(compress(other))
-        with pytest.raises(ModelLoadError, match=r"sklearn\.tree\._gone, which is not installed"):
+        with pytest.raises(
+            ModelLoadError, match=r"needs sklearn\.tree\._gone, which the installed"
+        ):
             load(compress(broken))
 
 
@@ -396,9 +398,41 @@ def test_another_os_error_keeps_its_words_to_itself() -> None:
 @pytest.mark.parametrize("error", [AttributeError, ImportError])
 def test_an_error_without_a_name_repeats_none_of_its_words(error: type[Exception]) -> None:
     call = _Call(_raise_error, error, "/a/folder/of/the/server")
-    with pytest.raises(ModelLoadError, match=r"^the artifact needs something, which") as raised:
+    with pytest.raises(
+        ModelLoadError, match=rf"^the artifact cannot be unpickled .{error.__name__}.$"
+    ) as raised:
         load(pickle.dumps(call))
     assert "folder" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            AttributeError("'SimpleImputer' object has no attribute '_fit_dtype'"),
+            "cannot be unpickled: its SimpleImputer has no attribute _fit_dtype; install the",
+        ),
+        (
+            ImportError("cannot import name 'old' from 'scipy.stats' (/a/folder)"),
+            r"needs scipy\.stats\.old, which the installed version of scipy does not have",
+        ),
+        (ModuleNotFoundError("", name="sklearn.externals"), r"needs sklearn\.externals, which the"),
+        (ModuleNotFoundError("", name="xgboost.core"), r"needs the Python module xgboost\.core"),
+    ],
+)
+def test_a_library_of_another_version_is_told_from_one_that_is_missing(
+    error: Exception, message: str
+) -> None:
+    with pytest.raises(ModelLoadError, match=f"^the artifact {message}"):
+        load(pickle.dumps(_Call(_raise_this, error.__class__, str(error), vars_of(error))))
+
+
+def vars_of(error: Exception) -> str | None:
+    return error.name if isinstance(error, ImportError) else None
+
+
+def _raise_this(error: Any, words: str, name: str | None) -> None:
+    raise error(words, name=name) if name else error(words)
 
 
 # ── scripts and other Pythons ───────────────────────────────────────────────────────────

@@ -37,12 +37,14 @@ CHUNK_BYTES: Final = 1 << 20
 CHUNK_OVERLAP_BYTES: Final = 64  # so that a match across two chunks is found
 MAX_SEARCHED_BYTES: Final = 1 << 30  # of a pickle that failed; a small file may unpack to more
 MAX_LISTED_TYPES: Final = 20
-# The only words of an exception that are repeated: names of modules, attributes and libraries.
-# The rest may hold a path of the server.
-MISSING_ATTRIBUTE_PATTERN: Final = re.compile(
-    r"(?:attribute '(?P<name>[\w.<>]+)' on <module '(?P<module>[\w.]+)'"
-    r"|[mM]odule '?(?P<module_2>[\w.]+)'? has no attribute '(?P<name_2>[\w.<>]+)')"
+# The only words of an exception that are repeated: names of modules, types, attributes and
+# libraries. The rest may hold a path of the server.
+MISSING_NAME_PATTERNS: Final = (
+    re.compile(r"attribute '(?P<name>[\w.<>]+)' on <module '(?P<module>[\w.]+)'"),
+    re.compile(r"[mM]odule '?(?P<module>[\w.]+)'? has no attribute '(?P<name>[\w.<>]+)'"),
+    re.compile(r"cannot import name '(?P<name>[\w.]+)' from '(?P<module>[\w.]+)'"),
 )
+MISSING_ATTRIBUTE_PATTERN: Final = re.compile(r"'([\w.]+)' object has no attribute '(\w+)'")
 TRUNCATED_PATTERN: Final = re.compile(r"truncated|exhausted|ended before")
 SHARED_LIBRARY_PATTERN: Final = re.compile(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object")
 
@@ -159,24 +161,38 @@ def _missing_library_error(name: str) -> ModelLoadError:
 
 def _missing_dependency_error(error: ImportError | AttributeError) -> ModelLoadError:
     """Name the module or the attribute that a pickle needs, and where it can come from."""
-    library = SHARED_LIBRARY_PATTERN.search(str(error))
+    words = str(error)
+    library = SHARED_LIBRARY_PATTERN.search(words)
     if library is not None:
         return _missing_library_error(library[1])
-    found = MISSING_ATTRIBUTE_PATTERN.search(str(error))
-    if found is None:
-        # an ImportError has the module's name; an AttributeError of its own kind may have none
-        name = getattr(error, "name", None) or "something"
+    matches = (pattern.search(words) for pattern in MISSING_NAME_PATTERNS)
+    found = next((match for match in matches if match), None)
+    if found is not None:
+        if found["module"] == "__main__":
+            return _script_object_error(found["name"])
+        return _other_version_error(f"{found['module']}.{found['name']}")
+    module = error.name if isinstance(error, ImportError) else None
+    if module:
+        package = module.partition(".")[0]
+        if package != module and package in sys.modules:
+            return _other_version_error(module)
         return ModelLoadError(
-            f"the artifact needs {quote(name)}, which is not installed: add the package or the "
-            "module that has it to the scikit-learn layer"
+            f"the artifact needs the Python module {quote(module)}, which is not installed: add "
+            "the package that contains it to the scikit-learn layer"
         )
-    module = found["module"] or found["module_2"]
-    name = found["name"] or found["name_2"]
-    if module == "__main__":
-        return _script_object_error(name)
+    attribute = MISSING_ATTRIBUTE_PATTERN.search(words)
+    if attribute is not None:
+        return ModelLoadError(
+            f"the artifact cannot be unpickled: its {quote(attribute[1])} has no attribute "
+            f"{quote(attribute[2])}; install the library version that saved it"
+        )
+    return ModelLoadError(f"the artifact cannot be unpickled ({type(error).__name__})")
+
+
+def _other_version_error(name: str) -> ModelLoadError:
     return ModelLoadError(
-        f"the artifact needs {quote(f'{module}.{name}')}, which the installed version of "
-        f"{quote(module.partition('.')[0])} does not have: install the version that saved it"
+        f"the artifact needs {quote(name)}, which the installed version of "
+        f"{quote(name.partition('.')[0])} does not have: install the version that saved it"
     )
 
 
