@@ -500,7 +500,8 @@ def test_functions_that_cloudpickle_saved_under_another_python_are_refused(
     if version == RUNNING:
         assert [[0.0, 1.0]] == load(raw).estimator.transform([[0.0, math.expm1(1.0)]])
         return
-    message = f"cloudpickle saved under Python {named}, but this server runs Python {RUNNING}: "
+    # a short function may be the same in 3.11 and 3.12: both are named then
+    message = f"cloudpickle saved under .*Python {named}.*, but this server runs Python {RUNNING}: "
     with pytest.raises(ModelLoadError, match=message):
         load(raw)
 
