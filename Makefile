@@ -133,6 +133,7 @@ lock: $(READY) ## pin the newest allowed versions anew
 	$(LOCK) requirements/uv.in -o requirements/uv.txt --constraints requirements/dev.txt
 	$(LOCK) handler/requirements.in -o handler/requirements.txt --constraints requirements/dev.txt
 	$(LOCK) layers/sklearn/requirements.in -o layers/sklearn/requirements.txt --constraints requirements/dev.txt
+	$(LOCK) requirements/deploy.in -o requirements/deploy.txt --constraints requirements/dev.txt
 	$(LOCK) requirements/runtime.in -o requirements/runtime.txt --constraints requirements/dev.txt
 	for each in audit checkov clients mlserver; do uv pip compile --quiet --python-version 3.11 \
 	  --no-emit-index-url --generate-hashes --no-annotate --no-header \

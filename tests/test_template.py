@@ -613,7 +613,7 @@ def test_versions_of_different_configurations_have_different_descriptions(
     monkeypatch: pytest.MonkeyPatch, template: Any
 ) -> None:
     """Also where one value ends like the next begins."""
-    similar = [
+    similar: list[dict[str, Any]] = [
         {"MemorySize": 1769, "Timeout": 2},
         {"MemorySize": 1769, "Timeout": 29},
         {"PollSeconds": 1, "MaxModelBytes": 11},
