@@ -19,8 +19,9 @@ INDEX    = $$(python -m pip config list | sed -n "s/^[a-z:]*\.index-url='\(.*\)'
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_SYSTEM_CERTS ?= 1
 export SAM_CLI_TELEMETRY ?= 0
-# for another processor alter samconfig.toml, or say ARCHITECTURE=arm64 every time
-export ARCHITECTURE ?= $(shell sed -n 's/^parameter_overrides.*Architecture=\([a-z0-9_]*\).*/\1/p' samconfig.toml)
+# x86_64 or arm64; the default is the template's
+ARCHITECTURE ?= $(shell sed -n 's/^ *Architecture: \([a-z0-9_]*\)$$/\1/p' template.yaml)
+export LAMBDA_ARCHITECTURE = $(ARCHITECTURE)
 
 PORT ?= 3000
 ROOT ?= models
@@ -74,7 +75,7 @@ serve: setup models ## train the digits model, serve it on 127.0.0.1:8080, send 
 
 local: build ## answer on 127.0.0.1:3000 in a container, as Lambda would: sam local (PORT=…; needs Docker)
 	@local/image $(ARCHITECTURE)
-	@exec sam local start-api --port $(PORT) --parameter-overrides Architecture=$(ARCHITECTURE)
+	@exec sam local start-api --port $(PORT)
 
 doctor: setup models ## say what would keep the models of ROOT=models (or s3://bucket/prefix) from being served
 	@mlserverless doctor $(ROOT)
@@ -117,7 +118,11 @@ clean: ## remove everything that is built
 	@find handler -name '*.egg-info' -prune -exec rm -rf {} +
 
 build: setup models $(SBOM) ## build the function, its layers and a list of their parts, as `sam build` does (ARCHITECTURE=arm64)
-	@env $(INDEX) sam build --parameter-overrides Architecture=$(ARCHITECTURE)
+	@case "$$LAMBDA_ARCHITECTURE" in x86_64|arm64) ;; \
+	  *) echo "build: ARCHITECTURE is x86_64 or arm64, not $$LAMBDA_ARCHITECTURE" >&2; exit 1;; esac
+	@env $(INDEX) sam build
+	@sed -i.bak "s/^\( *[A-Za-z]*Architecture:\) [a-z0-9_]*$$/\1 $$LAMBDA_ARCHITECTURE/" .aws-sam/build/template.yaml
+	@rm .aws-sam/build/template.yaml.bak
 
 $(SBOM): $(DEPLOYED) | $(AUDIT)
 	@mkdir -p $(@D)
@@ -128,6 +133,7 @@ lock: $(READY) ## pin the newest allowed versions anew
 	$(LOCK) requirements/uv.in -o requirements/uv.txt --constraints requirements/dev.txt
 	$(LOCK) handler/requirements.in -o handler/requirements.txt --constraints requirements/dev.txt
 	$(LOCK) layers/sklearn/requirements.in -o layers/sklearn/requirements.txt --constraints requirements/dev.txt
+	$(LOCK) requirements/deploy.in -o requirements/deploy.txt --constraints requirements/dev.txt
 	$(LOCK) requirements/runtime.in -o requirements/runtime.txt --constraints requirements/dev.txt
 	for each in audit checkov clients mlserver; do uv pip compile --quiet --python-version 3.11 \
 	  --no-emit-index-url --generate-hashes --no-annotate --no-header \

@@ -4,10 +4,11 @@
 # the Python that Lambda runs, bound to no timestamp: a zip file keeps none.
 
 SHELL := /bin/bash
-# SAM does not tell a Makefile for which processor it builds; samconfig.toml says it to both
+# SAM does not tell a Makefile for which processor it builds: the template's, unless the Makefile
+# of the project says another one and writes that into the built template, too
 HERE := $(dir $(lastword $(MAKEFILE_LIST)))
-ARCHITECTURE ?= $(shell sed -n 's/^parameter_overrides.*Architecture=\([a-z0-9_]*\).*/\1/p' $(HERE)../samconfig.toml)
-PLATFORM := $(if $(filter arm64,$(ARCHITECTURE)),aarch64,x86_64)-manylinux_2_28
+LAMBDA_ARCHITECTURE ?= $(shell sed -n 's/^ *Architecture: \([a-z0-9_]*\)$$/\1/p' $(HERE)../template.yaml)
+PLATFORM := $(if $(filter arm64,$(LAMBDA_ARCHITECTURE)),aarch64,x86_64)-manylinux_2_28
 # not PYTHON: that one names the workshop's, and `make PYTHON=… build` hands it down to here
 PYTHON_OF_LAMBDA := $(shell PYENV_VERSION=3.13 uv python find --no-project 3.13 2>/dev/null)
 

@@ -6,6 +6,7 @@ The containers run AWS's image or, where none can be pulled, the stand-in of `lo
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import shutil
@@ -94,9 +95,11 @@ def command(verb: str, template: Path, parameters: dict[str, str]) -> list[str]:
 
 
 @contextmanager
-def start_api(template: Path, **parameters: str) -> Iterator[str]:
-    """`sam local start-api`; yields its URL."""
-    with _started("start-api", template, parameters) as url:
+def start_api(
+    template: Path, variables: dict[str, str] | None = None, **parameters: str
+) -> Iterator[str]:
+    """Run `sam local start-api` with other environment variables; yield its URL."""
+    with _started("start-api", template, parameters, variables) as url:
         yield url
 
 
@@ -118,9 +121,15 @@ def invoke(template: Path, event: Path, **parameters: str) -> str:
 
 
 @contextmanager
-def _started(verb: str, template: Path, parameters: dict[str, str]) -> Iterator[str]:
+def _started(
+    verb: str, template: Path, parameters: dict[str, str], variables: dict[str, str] | None = None
+) -> Iterator[str]:
     port = free_port()
     line = [*command(verb, template, parameters), "--port", str(port)]
+    if variables:
+        file = template.parent / "env-vars.json"
+        file.write_text(json.dumps({"Function": variables}))
+        line += ["--env-vars", str(file)]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [*line, "--warm-containers", "EAGER"], env=environment(), stdout=log, stderr=log

@@ -18,7 +18,7 @@ from samtranslator.yaml_helper import yaml_parse
 from aws import CREDENTIALS, S3Server
 from conftest import ROOT
 from emulator import BUILT, built_layout, python_of_lambda
-from test_template import Deployed
+from test_template import ResolvedTemplate
 
 BUCKET = "artefacts-of-the-team"
 
@@ -52,8 +52,8 @@ def packaged(cloud: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture
-def deployed(packaged: Any, monkeypatch: pytest.MonkeyPatch) -> Deployed:
-    return Deployed(monkeypatch, packaged)
+def deployed(packaged: Any, monkeypatch: pytest.MonkeyPatch) -> ResolvedTemplate:
+    return ResolvedTemplate(monkeypatch, packaged)
 
 
 def client(cloud: S3Server, service: Literal["iam", "lambda"]) -> Any:
@@ -77,7 +77,7 @@ def layer_place(properties: dict[str, Any]) -> dict[str, str]:
     return content
 
 
-def test_what_is_uploaded_is_what_was_built(cloud: S3Server, deployed: Deployed) -> None:
+def test_what_is_uploaded_is_what_was_built(cloud: S3Server, deployed: ResolvedTemplate) -> None:
     function = deployed.of_type("AWS::Lambda::Function")["Function"]
     names = stored(cloud, function["Code"]).namelist()
     assert {"mlserverless/main.py", "fastapi/__init__.pyc"} <= set(names)
@@ -93,7 +93,9 @@ def test_what_is_uploaded_is_what_was_built(cloud: S3Server, deployed: Deployed)
     } == tops
 
 
-def test_the_function_is_made_from_it_and_read_back(cloud: S3Server, deployed: Deployed) -> None:
+def test_the_function_is_made_from_it_and_read_back(
+    cloud: S3Server, deployed: ResolvedTemplate
+) -> None:
     iam, functions = client(cloud, "iam"), client(cloud, "lambda")
     role = deployed.of_type("AWS::IAM::Role")["Role"]
     arn = iam.create_role(

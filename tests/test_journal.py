@@ -51,8 +51,8 @@ def event(name: str = "http-api-infer", **changes: Any) -> Any:
     return {**json.loads((ROOT / "events" / f"{name}.json").read_text()), **changes}
 
 
-def journaled(root: object, level: str = "INFO") -> main.Door:
-    journal = Journal(level, "digits")
+def journaled(root: object, level: str = "INFO", version: str | None = None) -> main.Door:
+    journal = Journal(level, "digits", version)
     journal.attach()
     return main.Door(Settings(model_repository_root=str(root)), journal)
 
@@ -96,7 +96,31 @@ def test_a_line_is_cloudwatchs_metrics_too(digits: Path, lines: Lines) -> None:
         for metric in directive["Metrics"]:
             assert isinstance(line[metric["Name"]], int | float)
             found[metric["Name"]] = metric["Unit"]
-    assert METRICS.items() - {("load_failures", "Count")} == found.items()
+    of_failures = {("load_failures", "Count"), ("server_errors", "Count")}
+    assert METRICS.items() - of_failures == found.items()
+
+
+def test_a_5xx_is_a_metric_of_its_function_version_and_nothing_else_is(
+    make_model: MakeModel, lines: Lines
+) -> None:
+    door = journaled(make_model("m", b"-corrupt-"), version="7")
+    door(event("http-api-infer", requestContext=asking("/v2/models/nope/infer")), CONTEXT)
+    door(event("http-api-infer", requestContext=asking("/v2/models/m/infer")), CONTEXT)
+    missing, _, failed = lines()
+    assert {"server_errors", "function_version"}.isdisjoint(missing)
+    assert ("7", 1) == (failed["function_version"], failed["server_errors"])
+    (directive,) = failed["_aws"]["CloudWatchMetrics"]
+    assert {
+        "Namespace": "MLServerless",
+        "Dimensions": [["function", "function_version"]],
+        "Metrics": [{"Name": "server_errors", "Unit": "Count"}],
+    } == directive
+
+
+def test_timestamps_have_the_form_that_lambda_documents(digits: Path, lines: Lines) -> None:
+    journaled(digits.parent)(event(), CONTEXT)
+    stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"
+    assert all(re.fullmatch(stamp, line["timestamp"]) for line in lines())
 
 
 def line_time(line: dict[str, Any]) -> float:

@@ -33,7 +33,12 @@ METRICS: Final = {
     "cold_starts": "Count",
     "model_load_ms": "Milliseconds",
     "load_failures": "Count",
+    "server_errors": "Count",
 }
+# A canary's alarm watches the new version alone: by function and by function_version.
+_BY_VERSION: Final = frozenset({"server_errors"})
+# `…Z`, as Lambda documents timestamps of log entries, and not `…+00:00`
+_ENCODING: Final = orjson.OPT_UTC_Z
 
 # What a pipe takes whole or not at all, whoever else writes; longer lines are cut to it.
 _WHOLE: Final = select.PIPE_BUF
@@ -66,11 +71,16 @@ class Line:
 
 
 class Journal(logging.Handler):
-    """Writes lines of a level and above; `function` is Lambda's name for this one, else None."""
+    """Writes lines of a level and above.
 
-    def __init__(self, level: str, function: str | None = None) -> None:
+    `function` is the name of the Lambda function and `version` its published version, None
+    elsewhere.
+    """
+
+    def __init__(self, level: str, function: str | None = None, version: str | None = None) -> None:
         super().__init__(level)
         self.function = function
+        self.version = version
         self.cold = True
 
     def attach(self) -> None:
@@ -118,6 +128,9 @@ class Journal(logging.Handler):
         }
         if cold:
             fields["cold_starts"] = 1
+        if status >= 500 and self.version is not None:
+            fields["server_errors"] = 1
+            fields["function_version"] = self.version
         if line.error is not None:
             fields["error"] = line.error
         self._write(logging.getLevelName(number), "request", fields)
@@ -133,9 +146,10 @@ class Journal(logging.Handler):
                 line["function"] = self.function
                 line["_aws"] = {"Timestamp": at, "CloudWatchMetrics": _metrics(names)}
         try:
-            text = orjson.dumps(line)
+            text = orjson.dumps(line, option=_ENCODING)
             if len(text) >= _WHOLE:
-                text = orjson.dumps({name: _cut(value) for name, value in line.items()})
+                line = {name: _cut(value) for name, value in line.items()}
+                text = orjson.dumps(line, option=_ENCODING)
             # a full pipe that nobody reads would keep the request for ever
             if select.select((), (STDERR,), (), 0)[1]:
                 os.write(STDERR, text + b"\n")
@@ -170,9 +184,18 @@ def _cut(value: Any) -> Any:
 
 @cache
 def _metrics(names: tuple[str, ...]) -> orjson.Fragment:
-    each = [{"Name": name, "Unit": METRICS[name]} for name in names]
-    directive = {"Namespace": NAMESPACE, "Dimensions": [["function"]], "Metrics": each}
-    return orjson.Fragment(orjson.dumps([directive]))
+    """Encode the directives: one for the metrics by function, one for those by version."""
+    directives = []
+    for by_version in (False, True):
+        each = [
+            {"Name": name, "Unit": METRICS[name]}
+            for name in names
+            if (name in _BY_VERSION) == by_version
+        ]
+        if each:
+            dimensions = ["function", "function_version"] if by_version else ["function"]
+            directives.append({"Namespace": NAMESPACE, "Dimensions": [dimensions], "Metrics": each})
+    return orjson.Fragment(orjson.dumps(directives))
 
 
 def milliseconds(since: float) -> float:

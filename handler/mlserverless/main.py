@@ -28,6 +28,7 @@ from mlserverless.settings import (
     name_of_function,
     temporary_folder,
     trace_id,
+    version_of_function,
 )
 
 # it would log paths, and the words of what was raised
@@ -116,7 +117,7 @@ def _open() -> Any:
     """The handler, or one that says on every request what is wrong with the settings."""
     limit_threads()
     memory.limit(memory_of_function())
-    journal = Journal(level_of_function(), name_of_function())
+    journal = Journal(level_of_function(), name_of_function(), version_of_function())
     try:
         settings = Settings.load(log_level=level_of_function(), cache_folder=temporary_folder())
         journal.setLevel(settings.log_level)

@@ -341,6 +341,11 @@ def name_of_function() -> str | None:
     return os.environ.get("AWS_LAMBDA_FUNCTION_NAME")
 
 
+def version_of_function() -> str | None:
+    """Return the published version that this environment runs, or None outside of Lambda."""
+    return os.environ.get("AWS_LAMBDA_FUNCTION_VERSION")
+
+
 def level_of_function() -> str:
     """The application's log level, as the function's own configuration has it."""
     return LEVELS.get(os.environ.get("AWS_LAMBDA_LOG_LEVEL", ""), "INFO")
