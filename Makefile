@@ -92,7 +92,7 @@ models: setup ## train the models under models/ whose artifact is missing or old
 	@local/models train
 
 serve: setup models ## train the digits model, serve it on 127.0.0.1:8080, send a first request; Ctrl-C ends it
-	@exec mlserverless start models/mnist-svm > >(exec python local/first_request.py)
+	@exec python local/serve.py
 
 local: build ## answer on 127.0.0.1:3000 in a container, as Lambda would: sam local (PORT=…; needs Docker)
 	@local/image $(ARCHITECTURE)
