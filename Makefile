@@ -1,13 +1,16 @@
 # Every target sets itself up; `make` alone lists them.
+#
+# Recipes write and delete inside the checkout only, and delete only what make created. Paths are
+# relative, and values that a user gives reach the shell as quoted environment variables.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-VENV    := .venv
+$(if $(wildcard layers/checkout.mk),,$(error run make in the folder of this Makefile, or with -C))
+include layers/checkout.mk
+
 PYTHON  ?= python3
-BIN     := $(VENV)/bin
-READY   := $(VENV)/ready
-# an artefact is called as its folder is
-MODELS  := $(foreach folder,$(patsubst %/train.py,%,$(wildcard models/*/train.py)),$(folder)/$(notdir $(folder)).joblib)
+BIN     := .venv/bin
+READY   := .venv/ready
 CLIENTS := .venv-clients/ready
 PINS    := requirements/uv.txt requirements/dev.txt
 LOCK    := uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
@@ -26,16 +29,38 @@ export LAMBDA_ARCHITECTURE = $(ARCHITECTURE)
 PORT ?= 3000
 ROOT ?= models
 COUNT ?= 100000
+PART ?=
+# recipes read these from the environment; `value`: a `$` in them is not make's
+override PORT := $(value PORT)
+override ROOT := $(value ROOT)
+override COUNT := $(value COUNT)
+override PART := $(value PART)
+export PORT ROOT COUNT PART
 CHECKOV := .venv-checkov/ready
 MLSERVER := .venv-mlserver/ready
 SBOM    := build/sbom.cdx.json
 DEPLOYED := handler/requirements.txt layers/sklearn/requirements.txt
 AUDIT   := .venv-audit/ready
 
+# $(call refuse_symlinks,TARGET,PATH…): what is written through a link is not in the checkout
+define refuse_symlinks
+for path in $(2); do [ ! -L "$$path" ] || \
+  { echo "$(1): $$path is a symbolic link, and make writes inside the checkout only: remove the link" >&2; exit 1; }; done
+endef
+
+comma := ,
+# $(call create_venv,FOLDER,PYTHONS): an empty virtual environment, in place of an older one of make's
+define create_venv
+$(call refuse_symlinks,setup,$(1)); \
+if [ -e $(1) ] && [ ! -e $(1)/created-by-make ] && [ ! -e $(1)/ready ]; then \
+  echo "setup: $(1) was not created by make: move it away" >&2; exit 1; fi; \
+uv venv --quiet --clear --no-project --python '$(2)' $(1) && touch $(1)/created-by-make
+endef
+
 .PHONY: help setup models serve local doctor test gates audit check soak bench build lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 setup: $(READY) ## make .venv with every pinned dependency (any Python from 3.11 on)
 
@@ -43,7 +68,8 @@ $(READY): $(PINS) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "setup: $(PYTHON) is older than 3.11; name another: make PYTHON=python3.13 setup" >&2; exit 1; }
 	@echo "setup: .venv with $$($(PYTHON) --version), dependencies pinned by hash in requirements/"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(call refuse_symlinks,setup,.venv); [ -x $(BIN)/python ] || \
+	  { [ -e .venv ] || { mkdir .venv && touch .venv/created-by-make; }; $(PYTHON) -m venv .venv; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@env $(INDEX) uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements/dev.txt
 	@uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
@@ -51,7 +77,7 @@ $(READY): $(PINS) pyproject.toml
 
 $(CLIENTS): requirements/clients.txt | $(READY)
 	@echo "setup: .venv-clients with tritonclient, kserve and httpx, for the tests"
-	@uv venv --quiet --clear --no-project --python '>=3.11,<3.14' .venv-clients && \
+	@$(call create_venv,.venv-clients,>=3.11$(comma)<3.14) && \
 	  env $(INDEX) uv pip install --quiet --python .venv-clients/bin/python --require-hashes \
 	    -r requirements/clients.txt && touch $@ \
 	  || echo "setup: left out: no Python from 3.11 to 3.13 to run the clients with"
@@ -59,26 +85,22 @@ $(CLIENTS): requirements/clients.txt | $(READY)
 # apart from the rest: each pins what others need newer
 $(AUDIT) $(CHECKOV): .venv-%/ready: requirements/%.txt | $(READY)
 	@echo "setup: .venv-$*"
-	@uv venv --quiet --clear --no-project --python '>=3.11,<3.14' .venv-$*
+	@$(call create_venv,.venv-$*,>=3.11$(comma)<3.14)
 	@env $(INDEX) uv pip install --quiet --python .venv-$*/bin/python --require-hashes -r $<
 	@touch $@
 
-models: setup $(MODELS) ## train the models under models/ whose artefact is missing or old
-
-.SECONDEXPANSION:
-%.joblib: $$(dir $$@)train.py
-	@echo "models: training $@"
-	@$(BIN)/python $<
+models: setup ## train the models under models/ whose artifact is missing or old
+	@local/models train
 
 serve: setup models ## train the digits model, serve it on 127.0.0.1:8080, send a first request; Ctrl-C ends it
-	@python models/mnist-svm/ask.py http://127.0.0.1:$${MLSERVER_HTTP_PORT:-8080} & exec mlserverless start models/mnist-svm
+	@exec python local/serve.py
 
 local: build ## answer on 127.0.0.1:3000 in a container, as Lambda would: sam local (PORT=…; needs Docker)
-	@local/image $(ARCHITECTURE)
-	@exec sam local start-api --port $(PORT)
+	@local/image "$$LAMBDA_ARCHITECTURE"
+	@exec sam local start-api --port "$$PORT"
 
 doctor: setup models ## say what would keep the models of ROOT=models (or s3://bucket/prefix) from being served
-	@mlserverless doctor $(ROOT)
+	@mlserverless doctor "$$ROOT"
 
 test: setup models $(CLIENTS) ## run the tests, with branch coverage
 	@pytest --cov --cov-report=term-missing
@@ -97,34 +119,36 @@ audit: $(AUDIT) ## ask for known vulnerabilities of every pin; says so where nob
 
 bench: build $(MLSERVER) ## measure every figure beside its peers (wrk is wanted, too); part of it: PART=cold_start
 	@command -v wrk >/dev/null || { echo "bench: wrk is not here; get it with: apt-get install wrk" >&2; exit 1; }
-	@python benchmarks/run.py $(PART)
-	@[ -n "$(PART)" ] || python benchmarks/curves.py
+	@set -f; python benchmarks/run.py $$PART
+	@[ -n "$$PART" ] || python benchmarks/curves.py
 
 $(MLSERVER): requirements/mlserver.txt | $(READY)
 	@echo "setup: .venv-mlserver, the peer"
-	@uv venv --quiet --clear --no-project --python '>=3.11,<3.13' .venv-mlserver
+	@$(call create_venv,.venv-mlserver,>=3.11$(comma)<3.13)
 	@env $(INDEX) uv pip install --quiet --python .venv-mlserver/bin/python --compile-bytecode --require-hashes \
 	  -r requirements/mlserver.txt
 	@touch $@
 
 soak: setup models ## ask 100,000 times (COUNT=), load the local server for 30 s: nothing may grow or fail (wrk is wanted)
 	@command -v wrk >/dev/null || { echo "soak: wrk is not here; get it with: apt-get install wrk" >&2; exit 1; }
-	@python tests/soak.py $(COUNT) 30
+	@python tests/soak.py "$$COUNT" 30
 
 check: gates test ## everything that must hold before a commit
 
-clean: ## remove everything that is built
-	@rm -rf $(VENV) .venv-clients .venv-audit .venv-checkov .venv-mlserver .aws-sam build .hypothesis .*_cache .coverage $(MODELS)
-	@find handler -name '*.egg-info' -prune -exec rm -rf {} +
+clean: ## remove everything that make created, and nothing else
+	@local/clean
 
 build: setup models $(SBOM) ## build the function, its layers and a list of their parts, as `sam build` does (ARCHITECTURE=arm64)
+	@$(call refuse_symlinks,build,.aws-sam .aws-sam/build)
 	@case "$$LAMBDA_ARCHITECTURE" in x86_64|arm64) ;; \
 	  *) echo "build: ARCHITECTURE is x86_64 or arm64, not $$LAMBDA_ARCHITECTURE" >&2; exit 1;; esac
 	@env $(INDEX) sam build
 	@sed -i.bak "s/^\( *[A-Za-z]*Architecture:\) [a-z0-9_]*$$/\1 $$LAMBDA_ARCHITECTURE/" .aws-sam/build/template.yaml
 	@rm .aws-sam/build/template.yaml.bak
+	@PYTHONPATH=handler python -m mlserverless.package_size .aws-sam/build
 
 $(SBOM): $(DEPLOYED) | $(AUDIT)
+	@$(call refuse_symlinks,build,build $(SBOM))
 	@mkdir -p $(@D)
 	@cat $(DEPLOYED) | .venv-audit/bin/cyclonedx-py requirements --output-reproducible -o $@ -
 

@@ -74,6 +74,8 @@ def plot(rows: list[Row], title: str) -> str:
 def main() -> None:
     """Measure, print, and keep: results.json and results.svg."""
     chosen = sys.argv[1:] or list(PARTS)
+    if unknown := set(chosen) - set(PARTS):
+        sys.exit(f"bench: unknown part {min(unknown)!r}: PART is one of {', '.join(PARTS)}")
     rows: list[Row] = []
     for part in chosen:
         rows += importlib.import_module(part).rows()

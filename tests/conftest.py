@@ -23,6 +23,9 @@ from emulator import Layout, built_layout, python_of_lambda, source_layout
 # it takes hooks of the interpreter for its log; those that pytest sets after it are wanted here
 import mlserverless.main  # noqa: F401 # isort: skip
 
+# the handler has set it, and servers that the tests start must choose themselves
+os.environ.pop("JOBLIB_MULTIPROCESSING", None)
+
 ROOT = Path(__file__).parent.parent
 IMPLEMENTATION = "mlserver_sklearn.SKLearnModel"
 

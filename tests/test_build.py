@@ -14,8 +14,8 @@ import pytest
 
 from conftest import ROOT
 from emulator import BUILT, built_layout, python_of_lambda
+from mlserverless.package_size import MAX_UNZIPPED_BYTES, TYPICAL_LIBRARIES_BYTES
 
-LIMIT = 262_144_000  # bytes that Lambda unzips for a function and its layers
 PARTS = ("Function", "SklearnLayer", "ModelsLayer")
 OF_OTHER_PYTHONS = {"tzdata"}  # pinned for systems without a time zone database
 UNCHECKED_HASH = 1  # the flags of a .pyc that Lambda takes without a look at its source
@@ -50,7 +50,19 @@ def test_the_function_and_its_layers_fit_lambdas_limit(
     with capsys.disabled():
         for path, size in sorted(packages.items(), key=lambda item: -item[1])[:8]:
             sys.stdout.write(f"\n  {size:>11,} bytes  {path.relative_to(BUILT)}")
-    assert sum(sizes(BUILT / part) for part in PARTS) < LIMIT
+    assert sum(sizes(BUILT / part) for part in PARTS) < MAX_UNZIPPED_BYTES
+
+
+def test_a_build_prints_the_total_beside_lambdas_limit() -> None:
+    done = subprocess.run(["make", "build"], cwd=ROOT, check=True, capture_output=True, text=True)
+    total = sum(sizes(BUILT / part) for part in PARTS)
+    line = f"build: the package has {total:,} bytes unzipped; Lambda's limit is 262,144,000"
+    assert line == done.stdout.splitlines()[-1]
+
+
+def test_the_size_that_is_assumed_before_a_build_is_that_of_a_build() -> None:
+    libraries = sizes(BUILT / "Function") + sizes(BUILT / "SklearnLayer")
+    assert pytest.approx(libraries, rel=0.02) == TYPICAL_LIBRARIES_BYTES
 
 
 def test_every_module_has_bytecode_of_lambdas_python_bound_to_no_timestamp() -> None:
@@ -66,31 +78,77 @@ def test_every_module_has_bytecode_of_lambdas_python_bound_to_no_timestamp() -> 
     assert [] == [path for path in compiled if expected != path.read_bytes()[:8]]
 
 
-def test_the_only_sources_are_our_own(digits: Path) -> None:
+def test_the_only_sources_are_our_own_and_those_that_are_read_at_run_time(digits: Path) -> None:
     assert digits.exists()
-    ours = BUILT / "Function" / "mlserverless"
+    function = BUILT / "Function"
+    expected = set((function / "mlserverless").glob("*.py"))
+    expected |= {function / "anyio" / "__init__.py", function / "anyio" / "abc" / "__init__.py"}
     sources = {path for part in PARTS for path in (BUILT / part).rglob("*.py")}
-    assert set(ours.glob("*.py")) == sources
+    assert expected == sources
     for path in sources:
         assert (path.parent / "__pycache__" / f"{path.stem}.cpython-313.pyc").exists()
+        assert not path.with_suffix(".pyc").exists()
+
+
+def run_built(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code under Lambda's Python on what was built, with Lambda's memory of 1,769 MB."""
+    path = [BUILT / "Function", BUILT / "SklearnLayer" / "python"]
+    return subprocess.run(
+        [python or "", "-c", code],
+        env={
+            "PYTHONPATH": ":".join(map(str, path)),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "1769",
+            "MLSERVER_MODEL_REPOSITORY_ROOT": str(BUILT / "ModelsLayer" / "models"),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_init_imports_of_anyio_only_what_it_uses() -> None:
+    """It reads its own source to import lazily; without the source it imports 38 modules."""
+    code = "import mlserverless.main, sys, json\nprint(json.dumps(sorted(sys.modules)))"
+    names = json.loads(run_built(code).stdout)
+    of_anyio = [name for name in names if name.partition(".")[0] == "anyio"]
+    assert 15 >= len(of_anyio), of_anyio
+    assert 415 >= len(names), len(names)
+
+
+# Lambda has no /dev/shm: the system call behind a semaphore fails as it does here
+WITHOUT_SEMAPHORES = """
+import json, os, _multiprocessing
+class SemLock:
+    SEM_VALUE_MAX = 2**31 - 1
+    def __init__(self, *arguments, **named):
+        raise OSError(38, "Function not implemented")
+_multiprocessing.SemLock = SemLock
+from mlserverless.main import handler
+event = json.load(open(os.environ["EVENT"]))
+print(handler(event, None)["body"])
+"""
+
+
+@pytest.mark.parametrize(("joblib", "warnings"), [({}, 0), ({"JOBLIB_MULTIPROCESSING": "1"}, 1)])
+def test_the_first_load_warns_of_no_missing_semaphores(
+    joblib: dict[str, str], warnings: int
+) -> None:
+    event = str(ROOT / "events" / "http-api-infer.json")
+    done = run_built(WITHOUT_SEMAPHORES, EVENT=event, **joblib)
+    assert '"data":[8]' in done.stdout
+    assert warnings == done.stderr.count("UserWarning")
 
 
 def test_whatever_is_imported_late_can_be_imported_from_what_was_built() -> None:
     """An import that fails must not fail at a request."""
-    path = [BUILT / "Function", BUILT / "SklearnLayer" / "python"]
     code = "import importlib, mlserverless.imports as i\n"
     code += "for name, names in i.LATE.items():\n"
     code += "    module = i._real(name)\n"
     code += "    assert all(hasattr(module, each) for each in names), name\n"
     code += "assert not [m for m in i.sys.modules.values() if isinstance(m, i._LateModule)]"
-    done = subprocess.run(
-        [python or "", "-c", code],
-        env={"PYTHONPATH": ":".join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert 0 == done.returncode, done.stderr
+    run_built(code)
 
 
 def test_two_builds_of_one_commit_are_byte_identical() -> None:
@@ -102,7 +160,7 @@ def test_two_builds_of_one_commit_are_byte_identical() -> None:
 def test_the_deployed_package_is_the_function_alone() -> None:
     ours = {path.name for path in (BUILT / "Function" / "mlserverless").glob("*.py")}
     source = {path.name for path in (ROOT / "handler" / "mlserverless").glob("*.py")}
-    assert source - {"cli.py", "doctor.py", "profile.py"} == ours
+    assert source - {"cli.py", "doctor.py", "package_size.py", "profile.py"} == ours
     assert ["mnist-svm.joblib", "model-settings.json", "settings.json"] == sorted(
         path.name for path in (BUILT / "ModelsLayer" / "models" / "mnist-svm").iterdir()
         if path.name != "ask.py"
@@ -117,12 +175,14 @@ def complaints(cwd: Path, *command: str) -> list[str]:
 
 
 def test_a_models_layer_without_its_artefact_fails_with_one_line(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "layers", tmp_path / "layers")
+    for folder in ("layers", "handler"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copy(ROOT / "samconfig.toml", tmp_path)
     model = tmp_path / "models" / "mine"
     model.mkdir(parents=True)
     (model / "train.py").touch()
     target = ["build-ModelsLayer", f"ARTIFACTS_DIR={tmp_path / 'out'}"]
-    sentence = "build: ../../models/mine has no artefact yet; make one with: make models"
+    sentence = "build: models/mine has no artifact: run `make models`"
     assert [sentence] == complaints(tmp_path, "-C", "layers/models", *target)
 
 

@@ -132,7 +132,10 @@ def test_a_busy_port_is_one_line_and_status_2(
         monkeypatch.setenv("MLSERVER_HTTP_PORT", str(port))
         assert 2 == cli.main(["start", str(digits)])
     said = capsys.readouterr().err
-    assert f"mlserverless: cannot listen on 127.0.0.1:{port}: Address already in use\n" == said
+    assert said == (
+        f"mlserverless: cannot listen on 127.0.0.1:{port}: another program has taken the port: "
+        "stop it, or set MLSERVER_HTTP_PORT to another port\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,21 @@ def test_a_missing_artefact_is_one_line_and_the_others_are_looked_at(
     assert "ok       here 1 loads" == lines[1]
 
 
+def test_models_over_lambdas_limit_are_named_with_both_numbers_and_the_way_out(
+    capsys: pytest.CaptureFixture[str], make_model: MakeModel
+) -> None:
+    make_model("big", DummyClassifier().fit([[0]], [0]), parameters={"version": "1"})
+    root = make_model("small", DummyClassifier().fit([[0]], [0]), parameters={"version": "1"})
+    with (root / "big" / "data.bin").open("wb") as file:
+        file.truncate(300_000_000)
+    status, lines = said(capsys, str(root))
+    assert (1, 3) == (status, len(lines))
+    assert lines[0].startswith("problem  the package is too large: it has 52")
+    assert "Lambda's limit is 262,144,000; largest parts: models/big (300,000," in lines[0]
+    assert "keep large models in S3 (parameter ModelBucket)" in lines[0]
+    assert "ok       small 1 loads" == lines[2]
+
+
 @pytest.mark.parametrize(
     ("root", "sentence"),
     [

@@ -8,17 +8,21 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from botocore.credentials import Credentials
+from sklearn.dummy import DummyClassifier
 
 import sam
-from conftest import ROOT
+from conftest import ROOT, put_model
 from doors import local_server, over_http
 from emulator import free_port
 from gateway import gateway
+from gateway import serving as serving_handler
 from mlserverless import main
 from mlserverless.settings import Settings
 
@@ -51,7 +55,7 @@ def test_make_serve_serves_asks_and_shows_and_the_documented_client_is_answered(
         assert serving.stdout is not None
         try:
             said = ""
-            while "the digit is 8" not in said:
+            while "predict: 8\n" not in said:
                 line = serving.stdout.readline()
                 assert line, said
                 said += line
@@ -68,6 +72,140 @@ def test_make_serve_serves_asks_and_shows_and_the_documented_client_is_answered(
         finally:
             os.killpg(serving.pid, signal.SIGINT)  # Ctrl-C reaches the whole group
     assert serving.returncode is not None
+    assert not is_running(serving.pid)
+
+
+def is_running(group: int) -> bool:
+    """Whether a process of this group is left after half a second."""
+    for _ in range(50):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@pytest.fixture
+def other_program() -> Iterator[tuple[str, list[str]]]:
+    """An HTTP server that is not ours: its port, and the paths that it was sent."""
+    paths: list[str] = []
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            body = bodies.get(self.path, b"<html>hello</html>")
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    bodies = {"/json/v2/models/mnist-svm/versions/v0.1.0": b'{"name": "other"}'}
+    bodies["/list/v2/models/mnist-svm/versions/v0.1.0"] = b"[]"
+    with serving_handler(Other) as url:
+        yield url.rpartition(":")[2].strip("/"), paths
+
+
+def test_make_serve_sends_nothing_to_another_program_on_its_port(
+    other_program: tuple[str, list[str]],
+) -> None:
+    port, paths = other_program
+    with subprocess.Popen(
+        ["make", "serve"],
+        cwd=ROOT,
+        env={**os.environ, "MLSERVER_HTTP_PORT": port},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as serving:
+        said, errors = serving.communicate(timeout=60)
+    assert 0 != serving.returncode
+    assert "" == said
+    lines = [line for line in errors.splitlines() if not line.startswith("make: ")]
+    (line,) = lines
+    assert line == (
+        f"mlserverless: cannot listen on 127.0.0.1:{port}: another program has taken the port: "
+        "stop it, or set MLSERVER_HTTP_PORT to another port"
+    )
+    assert [] == paths
+    assert not is_running(serving.pid)
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_of_make_serve_when_it_is_ended_before_the_first_request(
+    by: signal.Signals,
+) -> None:
+    with subprocess.Popen(
+        ["make", "serve"],
+        cwd=ROOT,
+        env={**os.environ, "MLSERVER_HTTP_PORT": str(free_port())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as serving:
+        assert serving.stdout is not None
+        assert serving.stdout.readline().startswith("serving 1 model(s)")
+        if by == signal.SIGINT:
+            os.killpg(serving.pid, by)  # Ctrl-C reaches the whole group
+        else:
+            serving.send_signal(by)
+        serving.wait(timeout=30)
+    assert not is_running(serving.pid)
+
+
+@pytest.mark.parametrize("base", ["", "/json", "/list"])
+def test_the_first_request_sends_no_data_to_a_server_without_the_model(
+    other_program: tuple[str, list[str]], base: str
+) -> None:
+    port, paths = other_program
+    done = first_request(f"http://127.0.0.1:{port}{base}")
+    assert (1, "") == (done.returncode, done.stdout)
+    assert 1 == len(done.stderr.splitlines())
+    assert done.stderr.startswith(f"http://127.0.0.1:{port}{base} is ")
+    assert [f"{base}/v2/models/mnist-svm/versions/v0.1.0"] == paths
+
+
+def test_the_first_request_gives_up_at_once_if_nothing_listens() -> None:
+    done = first_request(f"http://127.0.0.1:{free_port()}")
+    assert (1, "", 1) == (done.returncode, done.stdout, len(done.stderr.splitlines()))
+    assert "(ConnectionError): run `make serve`" in done.stderr
+
+
+def first_request(url: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "models/mnist-svm/ask.py", url],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(("constant", "status"), [("7", 200), (None, 500)])
+def test_the_first_request_prints_the_models_output_not_the_data_sets_label(
+    tmp_path: Path, constant: str | None, status: int
+) -> None:
+    model = None
+    if constant is not None:
+        model = DummyClassifier(strategy="constant", constant=constant)
+        model.fit([[0] * 64], [constant])
+    put_model(tmp_path, "mnist-svm", model, parameters={"version": "v0.1.0"})
+    with local_server(tmp_path) as url:
+        done = first_request(url)
+    if status == 200:
+        assert (0, "") == (done.returncode, done.stderr)
+        assert f"predict: {constant}" == done.stdout.splitlines()[-1]
+    else:
+        assert (1, 1) == (done.returncode, len(done.stderr.splitlines()))
+    assert "8" not in done.stdout.splitlines()[-1:]
 
 
 @pytest.mark.docker

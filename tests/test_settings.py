@@ -208,3 +208,14 @@ def test_as_many_threads_as_lambda_gives_processors(
         monkeypatch.setenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", memory)
     limit_threads()
     assert (threads, "7") == (os.environ["OPENBLAS_NUM_THREADS"], os.environ["OMP_NUM_THREADS"])
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "0"), ("1", "1")])
+def test_joblib_starts_no_processes_unless_the_operator_says_so(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
+) -> None:
+    monkeypatch.delenv("JOBLIB_MULTIPROCESSING", raising=False)
+    if given is not None:
+        monkeypatch.setenv("JOBLIB_MULTIPROCESSING", given)
+    limit_threads()
+    assert expected == os.environ["JOBLIB_MULTIPROCESSING"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -198,6 +199,11 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         why = error.strerror if isinstance(error, OSError) else "ports end at 65535"
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            why = (
+                "another program has taken the port: stop it, or set MLSERVER_HTTP_PORT to "
+                "another port"
+            )
         raise SettingsError(f"cannot listen on {host}:{port}: {why}") from error
     return listener
 

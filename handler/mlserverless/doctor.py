@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mlserverless.errors import MLServerlessError, quote
+from mlserverless.package_size import measure_package_size
 from mlserverless.registry import Registry
 from mlserverless.repository import S3Repository, open_repository
 from mlserverless.settings import Settings
@@ -35,6 +36,8 @@ def examine(root: str, settings: Settings) -> Iterator[Finding]:
     elif not os.path.isdir(root):
         yield Finding(False, f"{root} is no folder: name the one that holds your models")
         return
+    else:
+        yield from _find_oversize(root)
     repository = open_repository(root)
     try:
         if isinstance(repository, S3Repository):
@@ -54,6 +57,14 @@ def examine(root: str, settings: Settings) -> Iterator[Finding]:
             yield Finding(True, f"{name} loads")
         else:
             yield Finding(False, f"{name}: {state.reason}: mend its folder and look again")
+
+
+def _find_oversize(root: str) -> Iterator[Finding]:
+    """Yield a problem if models, function and layers together are over Lambda's limit."""
+    checkout = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    size = measure_package_size(os.path.join(checkout, ".aws-sam", "build"), root)
+    if size.is_over_limit:
+        yield Finding(False, size.describe())
 
 
 def _region(repository: S3Repository) -> Iterator[Finding]:

@@ -371,14 +371,17 @@ def takes_snapshots() -> bool:
 
 
 def limit_threads() -> None:
-    """As many BLAS and OpenMP threads as Lambda gives processors: one for 1,769 MB of memory.
+    """Limit BLAS and OpenMP to one thread for 1,769 MB of memory, and joblib to no processes.
 
-    More would only wait for each other, and are made while numpy is imported. What the owner
-    has set stays. To be called before numpy is imported.
+    More threads than processors only wait for each other; they start while numpy is imported.
+    Lambda has no semaphores (`/dev/shm` is missing): joblib would find out at its import, warn,
+    and run in this process anyway. Variables that are set already are left alone. Call this
+    before numpy and joblib are imported.
     """
     processors = max(1, (memory_of_function() or 0) // 1769)
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(variable, str(processors))
+    os.environ.setdefault("JOBLIB_MULTIPROCESSING", "0")
 
 
 def memory_of_function() -> int | None:
