@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sklearn.dummy import DummyClassifier
 
 from aws import BUCKET, S3Server
-from conftest import ROOT
+from conftest import ROOT, MakeModel
 from mlserverless import main
 from mlserverless.settings import Settings
 
@@ -302,6 +304,32 @@ def test_init_goes_on_without_s3_and_the_models_are_served_once_it_responds(
     assert BUCKET in before[0][2]["error"]
     assert before[0][2]["error"] == before[1][2]["error"]
     assert_served(after)
+
+
+class SlowToLoad(DummyClassifier):  # type: ignore[misc] # of a library without types
+    """Takes half a second to load."""
+
+    def __setstate__(self, state: Any) -> None:
+        time.sleep(0.5)
+        super().__setstate__(state)
+
+
+def test_a_readiness_check_that_has_no_time_to_load_what_is_missing_is_not_ready(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    settings = Settings(
+        model_repository_root=str(tmp_path / "repository"), load_models_at_startup=True
+    )
+    door = main.Door(settings)
+    make_model("m", SlowToLoad().fit([[0.0]], [0]))
+    http = {"method": "GET", "path": "/v2/health/ready"}
+    ready = {"version": "2.0", "requestContext": {"http": http}}
+    context = SimpleNamespace(get_remaining_time_in_millis=lambda: 600)
+    answer = door(ready, context)
+    reason = "the model repository takes too long to answer"
+    assert 400 == answer["statusCode"]
+    assert {"ready": False, "error": reason} == json.loads(answer["body"])
+    assert 200 == door(ready, None)["statusCode"], "the load goes on"
 
 
 def test_init_goes_on_where_no_thread_can_start(s3: S3Server, digits: Path) -> None:

@@ -992,6 +992,25 @@ def test_a_preloaded_server_is_ready_though_models_had_to_leave(make_model: Make
     assert registry.unready() is None
 
 
+class Exits:
+    """An object whose attribute ends the process that looks for it."""
+
+    @property
+    def fit(self) -> None:
+        raise SystemExit
+
+
+def test_a_model_that_would_end_the_process_while_it_is_loaded_does_not_load(
+    make_model: MakeModel,
+) -> None:
+    make_model("m", Exits())
+    registry = opened(make_model("other", MODEL))
+    with pytest.raises(ModelLoadError, match=r"^Model m failed to load: .*\(SystemExit\)"):
+        registry.get(registry.find("m"))
+    assert [ModelLoadError] == [type(each) for each in registry.load_all()]
+    assert registry.get(registry.find("other")).methods
+
+
 class Huge:
     """Unpickles to more than there is."""
 

@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakSet
 
@@ -32,7 +34,7 @@ from mlserverless.errors import (
 from mlserverless.journal import milliseconds, places
 from mlserverless.repository import Artefact, Repository, Wanted
 from mlserverless.settings import ModelSettings, Settings
-from mlserverless.versions import sort_key
+from mlserverless.versions import SortKey, sort_key
 
 if TYPE_CHECKING:
     from mlserverless.runtime import Model
@@ -87,6 +89,11 @@ class Entry:
         """As its owner calls it; None is the default."""
         return self.settings.version
 
+    @cached_property
+    def order(self) -> SortKey:
+        """Its place among the versions of its model; the highest is the default."""
+        return sort_key(self.version)
+
     @property
     def failed(self) -> bool:
         """Whether something is known to stand against serving it."""
@@ -125,6 +132,8 @@ class Entry:
             "change the name or the version of all but one"
         )
 
+
+_ORDER: Final = attrgetter("order")  # computed once: requests without a version compare it
 
 Versions = dict[str | None, Entry]
 Models = dict[str, Versions]
@@ -200,7 +209,9 @@ class Registry:
         present = [entry for entry in versions.values() if not entry.unloaded]
         if self._polls:  # a bad new version leaves the old one serving
             present = [entry for entry in present if not entry.failed] or present
-        return max(present, key=lambda entry: sort_key(entry.version), default=None)
+        if len(present) > 1:
+            return max(present, key=_ORDER)
+        return present[0] if present else None
 
     def _found(self) -> Models:
         # read without the lock: a reference is replaced whole, never changed while shared
