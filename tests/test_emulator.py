@@ -62,6 +62,25 @@ def test_the_built_function_answers_from_s3(
         assert 3 == len(s3.asked)
 
 
+def test_the_built_function_starts_without_s3_and_serves_once_it_responds(
+    layout: Layout, here: main.Door, s3: S3Server, digits: Path
+) -> None:
+    for file in ("model-settings.json", "mnist-svm.joblib"):
+        s3.put(f"models/mnist-svm/{file}", (digits / file).read_bytes())
+    event = json.loads((ROOT / "events" / "http-api-infer.json").read_text())
+    s3.fault = (503, "SlowDown")
+    with emulator(
+        layout,
+        MLSERVER_MODEL_REPOSITORY_ROOT=f"s3://{BUCKET}/models",
+        MLSERVER_LOAD_MODELS_AT_STARTUP="true",
+        **s3.environment,
+    ) as function:
+        answer = function(event, None)
+        assert (503, "1") == (answer["statusCode"], answer["headers"]["retry-after"])
+        s3.well()
+        assert here(event, None) == function(event, None)
+
+
 def test_the_built_function_answers_a_table(layout: Layout, tmp_path: Path) -> None:
     """Pandas is in the layer, and a request that needs it finds it."""
     root = put_model(tmp_path, "echo", FunctionTransformer(), parameters={"extra": TRANSFORM})

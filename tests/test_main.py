@@ -6,15 +6,18 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sklearn.dummy import DummyClassifier
 
 from aws import BUCKET, S3Server
-from conftest import ROOT
+from conftest import ROOT, MakeModel
 from mlserverless import main
 from mlserverless.settings import Settings
 
@@ -214,3 +217,166 @@ def test_s3s_bad_days_are_a_500_or_a_503_and_the_next_request_tries_again(
     assert (status, retry) == (answer["statusCode"], answer["headers"].get("retry-after"))
     s3.fault = None
     assert 200 == door(event("http-api-infer"), CONTEXT)["statusCode"]
+
+
+# ── INIT ────────────────────────────────────────────────────────────────────────────────
+
+# the status, Retry-After and body of the readiness check and of a prediction
+Report = list[tuple[int, str | None, Any]]
+
+PRELOAD = {"MLSERVER_LOAD_MODELS_AT_STARTUP": "true"}
+REPORT = """
+import json, os, sys, threading
+{before}
+from mlserverless.main import handler
+def call(path, body=None):
+    http = {{"method": "POST" if body else "GET", "path": path}}
+    event = {{"version": "2.0", "requestContext": {{"http": http}}, "body": body}}
+    answer = handler(event, None)
+    return [answer["statusCode"], answer["headers"].get("retry-after"), json.loads(answer["body"])]
+infer = json.loads(open({event!r}).read())["body"]
+def report():
+    model = call("/v2/models/mnist-svm/infer", infer)
+    print(json.dumps([call("/v2/health/ready"), model]), flush=True)
+report()
+sys.stdin.readline()
+{after}
+report()
+"""
+
+
+def report_before_and_after(
+    recover: Callable[[], object], *, before: str = "", after: str = "", **environment: str
+) -> tuple[Report, Report, str]:
+    """Import the handler in a fresh process; report before and after `recover`, and its log."""
+    code = REPORT.format(before=before, after=after, event=str(ROOT / "events/http-api-infer.json"))
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(ROOT / "handler"), **PRELOAD, **environment},
+        stdin=pipe, stdout=pipe, stderr=pipe, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    reports = [process.stdout.readline()]
+    recover()
+    rest, logged = process.communicate("go on\n", timeout=60)
+    assert 0 == process.returncode, logged
+    first, second = (json.loads(each) for each in (*reports, *rest.splitlines()))
+    return first, second, logged
+
+
+def assert_served(report: Report) -> None:
+    ready, model = report
+    assert (200, {"ready": True}) == (ready[0], ready[2])
+    assert (200, [8]) == (model[0], model[2]["outputs"][0]["data"])
+
+
+def test_init_goes_on_without_the_folder_of_its_models_and_they_are_served_once_it_is_there(
+    digits: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "models"
+    before, after, _ = report_before_and_after(
+        lambda: root.symlink_to(digits.parent), MLSERVER_MODEL_REPOSITORY_ROOT=str(root)
+    )
+    reason = "the model repository cannot be read: No such file or directory"
+    assert [
+        [400, None, {"ready": False, "error": reason}],
+        [500, None, {"error": reason}],
+    ] == before
+    assert_served(after)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "retry"),
+    [((503, "SlowDown"), 503, "1"), ((403, "AccessDenied"), 500, None)],
+)
+def test_init_goes_on_without_s3_and_the_models_are_served_once_it_responds(
+    s3: S3Server, digits: Path, fault: tuple[int, str], status: int, retry: str | None
+) -> None:
+    for file in ("model-settings.json", "mnist-svm.joblib"):
+        s3.put(f"mnist-svm/{file}", (digits / file).read_bytes())
+    s3.fault = fault
+    root = f"s3://{BUCKET}"
+    before, after, _ = report_before_and_after(
+        s3.well, MLSERVER_MODEL_REPOSITORY_ROOT=root, **s3.environment
+    )
+    assert [400, [status, retry]] == [before[0][0], list(before[1][:2])]
+    assert BUCKET in before[0][2]["error"]
+    assert before[0][2]["error"] == before[1][2]["error"]
+    assert_served(after)
+
+
+class SlowToLoad(DummyClassifier):  # type: ignore[misc] # of a library without types
+    """Takes half a second to load."""
+
+    def __setstate__(self, state: Any) -> None:
+        time.sleep(0.5)
+        super().__setstate__(state)
+
+
+def test_a_readiness_check_that_has_no_time_to_load_what_is_missing_is_not_ready(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    settings = Settings(
+        model_repository_root=str(tmp_path / "repository"), load_models_at_startup=True
+    )
+    door = main.Door(settings)
+    make_model("m", SlowToLoad().fit([[0.0]], [0]))
+    http = {"method": "GET", "path": "/v2/health/ready"}
+    ready = {"version": "2.0", "requestContext": {"http": http}}
+    context = SimpleNamespace(get_remaining_time_in_millis=lambda: 600)
+    answer = door(ready, context)
+    reason = "the model repository takes too long to answer"
+    assert 400 == answer["statusCode"]
+    assert {"ready": False, "error": reason} == json.loads(answer["body"])
+    assert 200 == door(ready, None)["statusCode"], "the load goes on"
+
+
+def test_init_goes_on_where_no_thread_can_start(s3: S3Server, digits: Path) -> None:
+    for file in ("model-settings.json", "mnist-svm.joblib"):
+        s3.put(f"mnist-svm/{file}", (digits / file).read_bytes())
+    before, after, _ = report_before_and_after(
+        lambda: None,
+        before="threading.stack_size(2**46)",
+        after="threading.stack_size(0)",
+        MLSERVER_MODEL_REPOSITORY_ROOT=f"s3://{BUCKET}",
+        **s3.environment,
+    )
+    assert [400, [503, "1"]] == [before[0][0], list(before[1][:2])]
+    assert_served(after)
+
+
+def test_a_start_that_failed_unforeseen_is_tried_again_by_each_request(
+    digits: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    before, after, _ = report_before_and_after(
+        lambda: None,
+        before=f"os.chdir({str(tmp_path / 'gone')!r}); os.rmdir({str(tmp_path / 'gone')!r})",
+        after=f"os.chdir({str(digits.parent)!r})",
+        MLSERVER_MODEL_REPOSITORY_ROOT=".",
+    )
+    assert [500, 500] == [each[0] for each in before]
+    assert all("internal error; the log says more under" in each[2]["error"] for each in before)
+    assert_served(after)
+
+
+def test_a_memory_limit_that_cannot_be_set_is_logged_and_requests_are_served(digits: Path) -> None:
+    before, _, log = report_before_and_after(
+        lambda: None,
+        MLSERVER_MODEL_REPOSITORY_ROOT=str(digits.parent),
+        AWS_LAMBDA_FUNCTION_MEMORY_SIZE="9" * 5000,
+    )
+    assert_served(before)
+    assert '"message":"the memory limit was not set (ValueError)"' in log
+
+
+def test_without_the_runtimes_hooks_init_goes_on(digits: Path) -> None:
+    before, _, log = report_before_and_after(
+        lambda: None,
+        before="sys.modules['snapshot_restore_py'] = None",
+        MLSERVER_MODEL_REPOSITORY_ROOT=str(digits.parent),
+        AWS_LAMBDA_INITIALIZATION_TYPE="snap-start",
+    )
+    assert_served(before)
+    assert "the SnapStart hooks were not registered" in log

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import operator
+import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from aws import BUCKET, S3Server
 from conftest import IMPLEMENTATION, ROOT, MakeModel, declare
+from mlserverless import deadline
 from mlserverless import registry as room
 from mlserverless.errors import ModelLoadError, NotFound, RepositoryError, Unavailable
 from mlserverless.registry import Registry
@@ -63,14 +67,28 @@ def test_a_model_is_loaded_once_however_many_ask_at_the_same_time(
     assert 3 == len(s3.asked), "one listing, one settings file, one artefact"
 
 
-def test_an_unversioned_model_is_the_default_else_the_highest(make_model: MakeModel) -> None:
-    for folder, version in (("a", "9"), ("b", "10"), ("c", "beta")):
-        root = make_model(folder, MODEL, name="m", parameters={"version": version})
-    registry = opened(root)
-    assert "10" == registry.find("m").settings.version
-    assert ["beta", "9", "10"] == registry.versions("m")
-    make_model("d", MODEL, name="m")
-    assert opened(root).find("m").settings.version is None
+@pytest.mark.parametrize("mode", ["none", "explicit", "poll"])
+@pytest.mark.parametrize(
+    "ascending",
+    [
+        ["beta", "9", "10"],
+        ["v0.9.0", "v0.10.0"],
+        ["2.0.0-rc.1", "2.0.0"],
+        ["1.0rc1", "1.0"],
+        ["2025-12-31", "2026-01-31"],
+    ],
+    ids=operator.itemgetter(-1),
+)
+def test_an_unversioned_model_is_the_default_else_the_highest(
+    make_model: MakeModel, ascending: list[str], mode: str
+) -> None:
+    for number, version in enumerate(reversed(ascending)):
+        root = make_model(f"f{number}", MODEL, name="m", parameters={"version": version})
+    registry = opened(root, model_control_mode=mode)
+    assert ascending[-1] == registry.find("m").settings.version
+    assert ascending == registry.versions("m")
+    make_model("unversioned", MODEL, name="m")
+    assert opened(root, model_control_mode=mode).find("m").settings.version is None
 
 
 def test_what_is_not_there_is_named(make_model: MakeModel) -> None:
@@ -184,6 +202,184 @@ def test_a_preloaded_server_is_ready_when_every_model_is(make_model: MakeModel) 
     assert "model bad is not loaded" == registry.unready()
 
 
+def test_a_preloaded_model_that_is_unloaded_is_not_ready_however_it_was_loaded_last(
+    make_model: MakeModel,
+) -> None:
+    root = make_model("m", MODEL, parameters={"version": "1"})
+    make_model("other", MODEL)
+    registry = opened(root, model_control_mode="explicit")
+    registry.load_all()
+    registry.load("m")
+    assert registry.unready() is None
+    registry.unload("m")
+    assert "model m is not loaded" == registry.unready()
+    registry.index()
+    assert "model m is not loaded" == registry.unready(), "a scan changes nothing"
+    registry.load("m")
+    assert registry.unready() is None
+    declare(root / "m", name="m", parameters={"version": "2"})
+    registry.load("m")
+    assert ["2"] == registry.versions("m")
+    registry.unload("m")
+    assert "model m is not loaded" == registry.unready(), "whatever its version"
+
+
+def test_a_preloaded_server_whose_repository_cannot_be_read_is_ready_once_it_can(
+    make_model: MakeModel,
+) -> None:
+    root = make_model("a", MODEL)
+    make_model("b", MODEL)
+    away = root.rename(root.with_name("away"))
+    registry = opened(root)
+    (failure,) = registry.load_all()
+    assert isinstance(failure, RepositoryError)
+    assert "the model repository cannot be read: No such file or directory" == registry.unready()
+    with pytest.raises(RepositoryError):
+        registry.find("a")
+    away.rename(root)
+    assert registry.get(registry.find("a")).methods, "a request loads what it needs"
+    assert registry.unready() is None
+    assert 2 == len(registry.loaded()), "and readiness the rest"
+    registry.unload("b")
+    assert "model b is not loaded" == registry.unready()
+
+
+def test_a_preloaded_model_that_failed_is_loaded_by_readiness_once_it_can_be(
+    make_model: MakeModel, pass_time: Callable[[float], None]
+) -> None:
+    root = make_model("m", b"-corrupt-", parameters={"version": "1"})
+    registry = opened(root)
+    assert [ModelLoadError] == [type(each) for each in registry.load_all()]
+    joblib.dump(MODEL, root / "m" / "model.joblib")
+    declare(root / "m", name="m", parameters={"version": "2"})
+    assert "model m is not loaded" == registry.unready(), "a failure is remembered for a while"
+    pass_time(room.RETRY_AFTER)
+    assert registry.unready() is None
+    assert ["2"] == registry.versions("m")
+    assert 1 == len(registry.loaded())
+
+
+def test_a_version_that_comes_after_start_up_does_not_make_a_server_unready(
+    make_model: MakeModel,
+) -> None:
+    root = make_model("m", MODEL, parameters={"version": "1"})
+    for mode in ("none", "poll"):
+        registry = opened(root, model_control_mode=mode, poll_seconds=0)
+        registry.load_all()
+        make_model(f"{mode}-new", b"-corrupt-", name="m", parameters={"version": "2"})
+        make_model(f"{mode}-other", MODEL)
+        registry.index()
+        assert registry.unready() is None
+        shutil.rmtree(root / f"{mode}-new")
+
+
+def test_a_preloaded_model_that_had_to_leave_and_does_not_come_back_is_not_ready(
+    make_model: MakeModel,
+) -> None:
+    make_model("a", MODEL)
+    root = make_model("b", MODEL)
+    registry = opened(root, max_model_bytes=1)
+    registry.load_all()
+    (root / "a" / "model.joblib").write_bytes(b"-corrupt-")
+    assert registry.unready() is None
+    with pytest.raises(ModelLoadError):
+        registry.get(registry.find("a"))
+    assert "model a is not loaded" == registry.unready()
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_load_of_all_models_raises_nothing_and_returns_what_failed(
+    make_model: MakeModel,
+) -> None:
+    make_model("corrupt", b"-corrupt-")
+    make_model("missing", MODEL, parameters={"uri": "s3://no-such-bucket/model.joblib"})
+    registry = opened(make_model("m", MODEL))
+    assert {ModelLoadError, RepositoryError} == {type(each) for each in registry.load_all()}
+    assert 1 == len(registry.loaded())
+    assert "model corrupt is not loaded" == registry.unready()
+
+
+# ── two folders, one name ───────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("mode", ["none", "poll"])
+@pytest.mark.parametrize(
+    ("folders", "used"),
+    [(["a", "b"], "a"), (["copy", "m"], "m"), (["b", "c/m"], "c/m"), (["m", "z/m"], "m")],
+)
+def test_of_two_folders_with_one_name_and_version_the_same_is_served_in_any_order_of_requests(
+    make_model: MakeModel,
+    caplog: pytest.LogCaptureFixture,
+    folders: list[str],
+    used: str,
+    mode: str,
+) -> None:
+    for folder in folders:
+        model = DummyClassifier(strategy="constant", constant=folder == used)
+        root = make_model(folder, model.fit([[0.0]], [folder == used]), name="m")
+    index_first = opened(root, model_control_mode=mode, poll_seconds=0)
+    request_first = opened(root, model_control_mode=mode, poll_seconds=0)
+    assert {"m"} == set(states(index_first))
+    for registry in (index_first, request_first):
+        assert 1 == answer_of(registry)
+        caplog.clear()
+        for _ in range(3):
+            ready, reason = states(registry)["m"]
+            assert ready
+            assert f"several folders have this name and version ({', '.join(folders)})" in reason
+            assert f": {used} is served, the others are ignored" in reason
+            assert str(root) not in reason
+        assert 1 >= len([each for each in caplog.records if "several folders" in each.message])
+    (root / folders[0] / "model-settings.json").unlink()
+    assert {"m": (True, "")} == states(index_first)
+    still_used = mode == "none" or used == folders[1]  # outside poll mode what is loaded stays
+    assert int(still_used) == answer_of(index_first)
+
+
+def test_a_conflict_of_names_is_shown_beside_what_else_is_wrong(make_model: MakeModel) -> None:
+    make_model("a", b"-corrupt-", name="m")
+    registry = opened(make_model("b", MODEL, name="m"))
+    with pytest.raises(ModelLoadError):
+        registry.get(registry.find("m"))
+    ready, reason = states(registry)["m"]
+    assert not ready
+    assert "cannot be unpickled (" in reason
+    assert "; several folders have this name and version (a, b): a is served" in reason
+
+
+def test_the_root_itself_may_have_the_name_of_a_folder_below(
+    make_model: MakeModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_model("m", MODEL)
+    declare(root, name="m", parameters={"uri": "m/model.joblib"})
+    registry = opened(root)
+    reason = states(registry)["m"][1]
+    assert "(the root folder, m): the root folder is served" in reason
+    assert 1 == len([each for each in caplog.records if reason in each.message])
+
+
+def test_a_conflict_in_s3_names_the_folders_below_the_prefix(s3: S3Server) -> None:
+    put_version(s3, 3, folder="models/a")
+    put_version(s3, 7, folder="models/b")
+    registry = opened(f"s3://{BUCKET}/models")
+    for _ in range(2):
+        assert "(a, b): a is served" in states(registry)["m"][1]
+    assert 3 == answer_of(registry)
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_a_model_that_json_can_name(
+    make_model: MakeModel,
+) -> None:
+    root = make_model("m", MODEL)
+    (root / "m").rename(root / os.fsdecode(b"caf\xe9"))
+    declare(root / os.fsdecode(b"caf\xe9"))
+    make_model("m", MODEL)
+    registry = opened(root)
+    assert {"m", r"caf\xe9"} == set(states(registry))
+    json.dumps(registry.index()).encode()
+    assert registry.get(registry.find(r"caf\xe9")).methods
+
+
 # ── looking again ───────────────────────────────────────────────────────────────────────
 
 XGBOOST = "mlserver_xgboost.XGBoostModel"
@@ -264,8 +460,14 @@ def polling(root: object, seconds: int = 0) -> Registry:
 OTHER = DummyClassifier(strategy="constant", constant=7).fit([[0.0]], [7])
 
 
-def answer_of(registry: Registry) -> int:
-    return int(registry.get(registry.find("m")).estimator.predict([[0.0]])[0])
+def answer_of(registry: Registry, name: str = "m") -> int:
+    return int(registry.get(registry.find(name)).estimator.predict([[0.0]])[0])
+
+
+def put_folder(s3: S3Server, root: Path) -> None:
+    """Put every file below a folder into the bucket."""
+    for path in root.rglob("*.*"):
+        s3.put(str(path.relative_to(root)), path.read_bytes())
 
 
 def answer_at_last(registry: Registry, other_than: int) -> int:
@@ -415,6 +617,201 @@ def test_an_index_says_why_new_bytes_cannot_be_had(s3: S3Server) -> None:
     assert (True, True) == (ready, "is denied (AccessDenied)" in reason)
     s3.well()
     assert 7 == answer_of(registry)
+
+
+STRANGE_URIS = [
+    "s3://bucket",
+    "s3://",
+    "s3://no-such-bucket/model.joblib",
+    "s3://not a bucket/model.joblib",
+    f"s3://{BUCKET}/ \u2603%2F?#\n/../model.joblib",
+    "\0",
+    "/proc/self/mem",
+    "../../../..",
+    "x" * 10_000,
+]
+
+
+@pytest.mark.parametrize(
+    ("where", "uri"),
+    [*itertools.product(["folder"], STRANGE_URIS), ("s3", STRANGE_URIS[0]), ("s3", "\0")],
+    ids=itertools.count(),
+)
+def test_settings_of_one_model_that_name_no_artifact_leave_all_models_serving(
+    s3: S3Server, make_model: MakeModel, where: str, uri: str
+) -> None:
+    """Each is the reason of its model; the poll and the index go on with the others."""
+    s3.put("unused", b"")
+    make_model("m", MODEL)
+    root = make_model("other", MODEL)
+    if where == "s3":
+        put_folder(s3, root)
+    registry = polling(f"s3://{BUCKET}" if where == "s3" else root)
+    assert [0, 0] == [answer_of(registry, name) for name in ("m", "other")]
+    declare(root / "m", name="m", parameters={"uri": uri})
+    joblib.dump(OTHER, root / "other" / "model.joblib")
+    if where == "s3":
+        put_folder(s3, root)
+    for _ in range(2):
+        found = states(registry)
+        assert (True, "") == found["other"]
+        assert (True, True) == (found["m"][0], bool(found["m"][1]))
+        assert [0, 7] == [answer_of(registry, name) for name in ("m", "other")]
+    declare(root / "m", name="m")
+    if where == "s3":
+        put_folder(s3, root)
+    assert {"m": (True, ""), "other": (True, "")} == states(registry)
+
+
+@pytest.mark.parametrize("mode", ["none", "poll"])
+@pytest.mark.parametrize("uri", STRANGE_URIS, ids=range(len(STRANGE_URIS)))
+def test_a_model_whose_settings_name_no_artifact_hides_no_other(
+    s3: S3Server, make_model: MakeModel, uri: str, mode: str
+) -> None:
+    s3.put("unused", b"")
+    make_model("m", MODEL, parameters={"uri": uri})
+    registry = opened(make_model("other", MODEL), model_control_mode=mode, poll_seconds=0)
+    with pytest.raises((ModelLoadError, RepositoryError)):
+        registry.get(registry.find("m"))
+    assert registry.get(registry.find("other")).methods
+    assert {"m", "other"} == set(states(registry))
+
+
+def test_a_folder_that_vanishes_leaves_the_other_models_polled(make_model: MakeModel) -> None:
+    make_model("m", MODEL)
+    root = make_model("other", MODEL)
+    registry = polling(root)
+    assert [0, 0] == [answer_of(registry, name) for name in ("m", "other")]
+    (root / "m" / "model-settings.json").unlink()
+    (root / "m" / "model-settings.json").symlink_to("nowhere")  # listed, and gone when it is read
+    joblib.dump(OTHER, root / "other" / "model.joblib")
+    assert 7 == answer_of(registry, "other")
+    ready, reason = states(registry)["m"]
+    assert (True, "model-settings.json cannot be read: No such file or directory") == (
+        ready,
+        reason.removeprefix("Model m failed to load: "),
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "failure"),
+    [((403, "AccessDenied"), RepositoryError), ((503, "SlowDown"), Unavailable)],
+)
+def test_a_new_version_that_the_repository_does_not_give_is_there_and_not_the_default(
+    s3: S3Server, fault: tuple[int, str], failure: type[Exception]
+) -> None:
+    put_version(s3, 3, version="1")
+    registry = polling(f"s3://{BUCKET}")
+    assert 3 == answer_of(registry)
+    put_version(s3, 7, folder="n", version="2")
+    s3.fault, s3.end = fault, "n/model.joblib"
+    assert {"1": True, "2": False} == {each.version: each.ready for each in registry.index()}
+    assert 3 == answer_of(registry)
+    with pytest.raises(failure):
+        registry.get(registry.find("m", "2"))
+    s3.well()
+    assert 7 == int(registry.get(registry.find("m", "2")).estimator.predict([[0.0]])[0])
+    assert 7 == answer_of(registry)
+
+
+@contextmanager
+def no_thread_can_start() -> Iterator[None]:
+    """Have the system refuse every new thread, for the memory of its stack."""
+    before = threading.stack_size(2**46)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+def test_a_poll_that_cannot_start_is_logged_and_the_next_one_is_tried(
+    make_model: MakeModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    artefact = make_model("m", MODEL) / "m" / "model.joblib"
+    registry = polling(artefact.parent.parent)
+    assert 0 == answer_of(registry)
+    joblib.dump(OTHER, artefact)
+    with no_thread_can_start():
+        assert 0 == answer_of(registry), "the request is answered"
+    assert "no thread can be started" in caplog.text
+    assert 7 == answer_of(registry)
+
+
+def test_a_listing_that_finds_no_thread_is_unavailable_and_the_next_is_tried(
+    s3: S3Server,
+) -> None:
+    registry = opened(f"s3://{BUCKET}")
+    with no_thread_can_start():
+        with pytest.raises(Unavailable):
+            registry.find("m")
+        assert [Unavailable] == [type(each) for each in registry.load_all()]
+    put_version(s3, 3)
+    entry = registry.find("m")
+    with no_thread_can_start(), pytest.raises(Unavailable):
+        registry.get(entry)
+    assert registry.unready() is None, "what was to be preloaded is loaded now"
+    assert 3 == answer_of(registry)
+
+
+def test_a_root_that_is_no_path_is_said_and_not_raised(tmp_path: Path) -> None:
+    registry = opened(f"{tmp_path}\0")
+    with pytest.raises(RepositoryError, match="cannot be read"):
+        registry.index()
+    assert "cannot be read" in (registry.unready() or "")
+
+
+@pytest.mark.parametrize("mode", ["none", "poll"])
+def test_a_rescan_at_the_next_request_sees_what_came_meanwhile(
+    make_model: MakeModel, mode: str
+) -> None:
+    root = make_model("m", MODEL)
+    make_model("bad", b"-corrupt-")
+    registry = opened(root, model_control_mode=mode, poll_seconds=3600)
+    registry.load_all()
+    joblib.dump(OTHER, root / "m" / "model.joblib")
+    joblib.dump(OTHER, root / "bad" / "model.joblib")
+    assert 0 == answer_of(registry)
+    with pytest.raises(ModelLoadError):
+        answer_of(registry, "bad")
+    registry.rescan_at_next_request()
+    assert (7 if mode == "poll" else 0) == answer_of(registry)
+    assert 7 == answer_of(registry, "bad")
+
+
+@pytest.mark.parametrize("mode", ["explicit", "poll"])
+def test_a_request_that_waits_for_another_ones_listing_ends_in_its_own_time(
+    s3: S3Server, mode: str
+) -> None:
+    put_version(s3, 3, version="1")
+    registry = opened(f"s3://{BUCKET}", model_control_mode=mode)
+    with pytest.raises(NotFound):
+        registry.find("another")  # imports and connects: the wait below is for the listing alone
+    registry = Registry(registry._repository, registry._settings)  # noqa: SLF001 - with its client
+    s3.hang = 1.0
+    s3.asked.clear()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(registry.find, "m")
+        while not s3.asked:
+            time.sleep(0.001)
+        calls: list[Callable[[], object]] = [
+            lambda: registry.find("m"),
+            lambda: registry.find("m", "1"),
+            lambda: registry.versions("m"),
+            lambda: registry.unload("m"),
+            registry.unready,
+        ]
+        for call in calls:
+            start = time.monotonic()
+            try:
+                with deadline.until(start + 0.05):
+                    said = call()
+            except Unavailable as error:
+                said = str(error)
+            assert "the model repository takes too long to respond" == said
+            assert time.monotonic() - start < 0.2
+        assert not first.done()
+        s3.well()
+        assert "1" == first.result().version
 
 
 def test_a_look_that_takes_long_keeps_nobody(
@@ -593,6 +990,25 @@ def test_a_preloaded_server_is_ready_though_models_had_to_leave(make_model: Make
     registry = opened(root, load_models_at_startup=True, max_model_bytes=1)
     registry.load_all()
     assert registry.unready() is None
+
+
+class Exits:
+    """An object whose attribute ends the process that looks for it."""
+
+    @property
+    def fit(self) -> None:
+        raise SystemExit
+
+
+def test_a_model_that_would_end_the_process_while_it_is_loaded_does_not_load(
+    make_model: MakeModel,
+) -> None:
+    make_model("m", Exits())
+    registry = opened(make_model("other", MODEL))
+    with pytest.raises(ModelLoadError, match=r"^Model m failed to load: .*\(SystemExit\)"):
+        registry.get(registry.find("m"))
+    assert [ModelLoadError] == [type(each) for each in registry.load_all()]
+    assert registry.get(registry.find("other")).methods
 
 
 class Huge:

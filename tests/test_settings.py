@@ -15,6 +15,7 @@ from mlserverless.errors import SettingsError
 from mlserverless.settings import ModelSettings, Settings, limit_threads
 
 IMPLEMENTATION = {"implementation": "mlserver_sklearn.SKLearnModel"}
+LONGER = {"implementation": "mlserver_sklearn.sklearn.SKLearnModel"}
 
 
 def parsed(declared: object, **environment: str) -> ModelSettings:
@@ -85,6 +86,16 @@ def test_the_documented_model_settings_are_read() -> None:
         settings.version,
         settings.problem,
     )
+
+
+def test_the_implementation_may_be_named_by_its_package_or_by_its_module() -> None:
+    """mlserver_sklearn/sklearn.py defines the class, and its documentation has both."""
+    assert parsed(LONGER) == parsed(IMPLEMENTATION)
+    assert parsed(LONGER).problem is None
+    assert parsed({}, MLSERVER_MODEL_IMPLEMENTATION=LONGER["implementation"]).problem is None
+    for other in ("mlserver_sklearn.sklearn", "sklearn.SKLearnModel", "mlserver_sklearn.Other"):
+        problem = parsed({"implementation": other}).problem
+        assert f"implementation {other} is not served here" in (problem or "")
 
 
 def test_a_nameless_model_is_called_as_its_folder() -> None:
@@ -164,6 +175,7 @@ OUR_OWN = {
     "max_body_bytes",
     "max_model_bytes",
     "cache_folder",
+    "fail_snapshot_on_error",
     "log_level",
 }
 
@@ -179,6 +191,15 @@ def test_the_table_says_same_of_what_the_code_reads_and_of_nothing_else() -> Non
         | {"implementation", "parameters"}
         | {f"parameters.{name}" for name in of_parameters}
     ) == {name for name, here in MODEL_TABLE.items() if here == "same"}
+
+
+def test_the_page_documents_every_setting_of_our_own() -> None:
+    documented = dict(re.findall(r"^\| `(\w+)` \| `(MLSERVERLESS_\w+)` \| \S", PAGE, re.MULTILINE))
+    assert documented == {
+        each.name: each.metadata["variable"]
+        for each in dataclasses.fields(Settings)
+        if each.name in OUR_OWN
+    }
 
 
 def test_what_the_table_ignores_may_be_there_and_changes_nothing(tmp_path: Path) -> None:

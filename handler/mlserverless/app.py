@@ -304,7 +304,10 @@ class _Service:
         return _json({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        reason = await self._found(request, self.registry.unready)
+        try:
+            reason = await self._found(request, self.registry.unready)
+        except Unavailable as error:  # no time left to find out
+            reason = str(error)
         if reason is None:
             return _json({"ready": True})
         return _json({"ready": False, "error": reason}, status=NotReady.status)

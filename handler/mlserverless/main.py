@@ -10,6 +10,7 @@ from mlserverless import imports  # noqa: F401 # isort: skip # first: what async
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from mangum import Mangum
@@ -17,7 +18,7 @@ from mangum import Mangum
 from mlserverless import events, memory, snapshot
 from mlserverless.app import create_app, internal_error
 from mlserverless.errors import MLServerlessError, SettingsError, TooLarge
-from mlserverless.journal import Journal, Line
+from mlserverless.journal import Journal, Line, places
 from mlserverless.registry import Registry
 from mlserverless.repository import open_repository
 from mlserverless.settings import (
@@ -30,6 +31,8 @@ from mlserverless.settings import (
     trace_id,
     version_of_function,
 )
+
+log = logging.getLogger(__name__)
 
 # it would log paths, and the words of what was raised
 logging.getLogger("mangum").setLevel(logging.CRITICAL + 1)
@@ -69,7 +72,7 @@ class Door:
         self.mangum = Mangum(app, lifespan="off")
         if settings.load_models_at_startup:
             self.registry.load_all()
-        snapshot.register(self.registry)
+        snapshot.register(self.registry, fail_on_error=settings.fail_snapshot_on_error)
 
     def __call__(self, event: Any, context: Any) -> events.Answer:
         """A whole event in, a whole proxy answer out; never raises."""
@@ -114,25 +117,76 @@ def _ids(event: Any, context: Any) -> dict[str, str]:
 
 
 def _open() -> Any:
-    """The handler, or one that says on every request what is wrong with the settings."""
-    limit_threads()
-    memory.limit(memory_of_function())
+    """Return the handler; never raises, since Lambda would fail every request of the process.
+
+    With settings that cannot be understood, each request is answered with what is wrong.
+    """
     journal = Journal(level_of_function(), name_of_function(), version_of_function())
     try:
         settings = Settings.load(log_level=level_of_function(), cache_folder=temporary_folder())
-        journal.setLevel(settings.log_level)
-        journal.attach()
-        return Door(settings, journal)
     except SettingsError as error:
-        answer, sentence = events.failure(error), str(error)
+        return _Refusal(error, journal)
+    journal.setLevel(settings.log_level)
+    _try("the log handler was not installed", journal.attach)
+    _try("the BLAS threads were not limited", limit_threads)
+    _try("the memory limit was not set", lambda: memory.limit(memory_of_function()))
+    try:
+        return Door(settings, journal)
+    except Exception as error:  # noqa: BLE001 - import must not fail
+        _log_failure("the handler could not be made", error)
+        return _Restart(settings, journal)
 
-        def refuse(event: Any, context: Any) -> events.Answer:
-            line = Line(_ids(event, context))
-            line.error = sentence
-            journal.request(line, answer["statusCode"], events.body_size(answer))
-            return events.shaped(dict(answer), event)
 
-        return refuse
+def _try(failure: str, step: Callable[[], None]) -> None:
+    """Run a step that requests can do without; log `failure` if it raises."""
+    try:
+        step()
+    except Exception as error:  # noqa: BLE001 - import must not fail
+        _log_failure(failure, error)
+
+
+def _log_failure(failure: str, error: Exception) -> None:
+    where = {"fields": {"where": places(error.__traceback__)}}
+    log.error("%s (%s)", failure, type(error).__name__, extra=where)
+
+
+class _Refusal:
+    """The handler of a process whose settings cannot be understood."""
+
+    def __init__(self, error: SettingsError, journal: Journal) -> None:
+        self.error = error
+        self.journal = journal
+
+    def __call__(self, event: Any, context: Any) -> events.Answer:
+        """Answer with the error; never raises."""
+        line = Line(_ids(event, context))
+        line.error = str(self.error)
+        return _refused(self.error, event, line, self.journal)
+
+
+class _Restart:
+    """The handler of a process whose start failed unforeseen: each request tries again."""
+
+    def __init__(self, settings: Settings, journal: Journal) -> None:
+        self.settings = settings
+        self.journal = journal
+        self.door: Door | None = None
+
+    def __call__(self, event: Any, context: Any) -> events.Answer:
+        """Answer as the handler that can be made now, or with 500; never raises."""
+        if self.door is None:
+            try:
+                self.door = Door(self.settings, self.journal)
+            except Exception as error:  # noqa: BLE001 - Lambda would make a 502 of it
+                line = Line(_ids(event, context))
+                return _refused(internal_error(line, error), event, line, self.journal)
+        return self.door(event, context)
+
+
+def _refused(error: MLServerlessError, event: Any, line: Line, journal: Journal) -> events.Answer:
+    answer = events.shaped(events.failure(error), event)
+    journal.request(line, answer["statusCode"], events.body_size(answer))
+    return answer
 
 
 handler = _open()

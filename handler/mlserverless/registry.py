@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import copy
+from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakSet
 
@@ -27,9 +31,10 @@ from mlserverless.errors import (
     Unavailable,
     quote,
 )
-from mlserverless.journal import milliseconds
-from mlserverless.repository import Artefact, Repository
+from mlserverless.journal import milliseconds, places
+from mlserverless.repository import Artefact, Repository, Wanted
 from mlserverless.settings import ModelSettings, Settings
+from mlserverless.versions import SortKey, sort_key
 
 if TYPE_CHECKING:
     from mlserverless.runtime import Model
@@ -41,6 +46,8 @@ _REREADS: Final = 2  # of settings whose artefact is another one by now
 RETRY_AFTER: Final = 30.0  # seconds until a load that failed for good is tried again
 _AGAIN: Final = 600.0  # the same, of what should take the place of a model that serves
 _PATIENCE: Final = 2.0  # seconds that a request waits for a poll, which then goes on without it
+
+_TOO_LONG: Final = "the model repository takes too long to respond"
 
 
 class ModelState(NamedTuple):
@@ -65,8 +72,8 @@ class Entry:
         self.evicted = False  # it had to leave memory, and will come back when it is asked for
         self.swift = 0  # how many small requests in a row were answered at once
         self.swift_bytes = 0  # of the largest of them
-        self.preloaded = False  # whether it should be in memory from the start
         self.unloaded = False
+        self.folders: tuple[str, ...] = ()  # all that have this name and version, if several
         self.outcome: MLServerlessError | None = None  # of the last try
         self.failure: MLServerlessError | None = None  # why it, or what should replace it, is bad
         self.failed_at = 0.0
@@ -82,10 +89,22 @@ class Entry:
         """As its owner calls it; None is the default."""
         return self.settings.version
 
+    @cached_property
+    def order(self) -> SortKey:
+        """Its place among the versions of its model; the highest is the default."""
+        return sort_key(self.version)
+
     @property
     def failed(self) -> bool:
         """Whether something is known to stand against serving it."""
         return self.model is None and bool(self.settings.problem or self.failure)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it is in memory, or was and had to leave for others."""
+        if self.unloaded:
+            return False
+        return self.model is not None or (self.evicted and not self.failed)
 
     @property
     def state(self) -> ModelState:
@@ -95,8 +114,26 @@ class Entry:
             reason = "unloaded"
         # new bytes that do not load leave a model that serves, and a reason beside it
         ready = self.model is not None or not reason
-        return ModelState(self.name, self.version, ready, reason)
+        reasons = [each for each in (reason, self.conflict) if each]
+        return ModelState(self.name, self.version, ready, "; ".join(reasons))
 
+    @property
+    def conflict(self) -> str:
+        """The sentence about several folders with this name and version, or an empty string.
+
+        It has paths relative to the repository's root, never those of the server.
+        """
+        if not self.folders:
+            return ""
+        shown = ", ".join(map(_show_folder, self.folders))
+        return (
+            f"several folders have this name and version ({shown}): "
+            f"{_show_folder(self.settings.folder)} is served, the others are ignored; "
+            "change the name or the version of all but one"
+        )
+
+
+_ORDER: Final = attrgetter("order")  # computed once: requests without a version compare it
 
 Versions = dict[str | None, Entry]
 Models = dict[str, Versions]
@@ -117,6 +154,9 @@ class Registry:
         self._uses = itertools.count(1)
         self._in_memory: WeakSet[Entry] = WeakSet()  # what a newer one has replaced goes by itself
         self._making_room = threading.Lock()  # a load may happen under the other
+        self._preloads = False  # readiness includes the models that were there at start-up
+        self._preloaded: dict[str, frozenset[str | None]] | None = None  # versions by name
+        self._reported_conflicts: set[str] = set()
 
     # ── finding ─────────────────────────────────────────────────────────────────────────
 
@@ -151,7 +191,7 @@ class Registry:
             for version, entry in self._found().get(name, {}).items()
             if not entry.unloaded and version is not None
         ]
-        return sorted(present, key=_rank)
+        return sorted(present, key=sort_key)
 
     def _known(self, name: str, version: str | None) -> Entry | None:
         if self._models is None and not self._polls:
@@ -169,32 +209,55 @@ class Registry:
         present = [entry for entry in versions.values() if not entry.unloaded]
         if self._polls:  # a bad new version leaves the old one serving
             present = [entry for entry in present if not entry.failed] or present
-        return max(present, key=lambda entry: _rank(entry.version), default=None)
+        if len(present) > 1:
+            return max(present, key=_ORDER)
+        return present[0] if present else None
 
     def _found(self) -> Models:
         # read without the lock: a reference is replaced whole, never changed while shared
         models = self._models
         if models is None:
-            with self._lock:
+            with self._locked():
                 models = self._models
                 if models is None:
-                    models = self._keep(_arranged(self._repository.models()))
+                    models = self._keep(_group(self._scan()))
         return models
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock, under which another request may wait for S3.
+
+        Raises Unavailable when it is not free in the time that this request has left.
+        """
+        if not self._lock.acquire(timeout=deadline.left(threading.TIMEOUT_MAX)):
+            raise Unavailable(_TOO_LONG)
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _scan(self, wanted: Wanted | None = None) -> list[ModelSettings]:
+        """Read the repository; raises RepositoryError or Unavailable and nothing else."""
+        try:
+            with _repository_failures():
+                return self._repository.models(wanted)
+        except MemoryError as error:
+            raise Unavailable("the model repository needs more memory than there is") from error
 
     def _found_early(self, name: str, version: str | None) -> Entry | None:
         """A cold start's way to one model: what the others are costs it nothing.
 
         None when it took all of them to find it; `_found` has them then.
         """
-        with self._lock:
+        with self._locked():
             entry = self._early.get(name, {}).get(version)
             if entry is None and self._models is None:
-                found = self._repository.models((name, version))
+                found = self._scan((name, version))
                 if [(name, version)] == [(each.name, each.version) for each in found]:
                     entry = self._early.setdefault(name, {})[version] = Entry(found[0])
                     self._looked_at = time.monotonic()
                 else:
-                    self._keep(_arranged(found))
+                    self._keep(_group(found))
             return entry
 
     # ── looking again ───────────────────────────────────────────────────────────────────
@@ -217,12 +280,18 @@ class Registry:
             return
         if self._looking.acquire(blocking=False):
             looking = threading.Thread(target=self._look, name="poll", daemon=True)
-            looking.start()
+            try:
+                looking.start()
+            except (RuntimeError, MemoryError):  # the process has no thread left
+                self._looked_at = time.monotonic()
+                self._looking.release()
+                log.warning("the repository was not polled: no thread can be started")
+                return
             looking.join(min(_PATIENCE, deadline.left(2 * _PATIENCE) / 2))
 
     def _look(self) -> None:
         try:
-            self._swap(_arranged(self._repository.models()))
+            self._swap(_group(self._scan()))
         except Exception as error:  # noqa: BLE001 - whatever it is, what is known goes on serving
             why = str(error) if isinstance(error, MLServerlessError) else type(error).__name__
             log.warning("the repository could not be looked through: %s", why)
@@ -233,16 +302,16 @@ class Registry:
     def _refresh(self) -> None:
         """Look through the repository now."""
         if not self._polls:
-            found = _arranged(self._repository.models())
-            with self._lock:
+            found = _group(self._scan())
+            with self._locked():
                 self._keep(found)
         elif self._looking.acquire(timeout=deadline.left(threading.TIMEOUT_MAX)):
             try:
-                self._swap(_arranged(self._repository.models()))
+                self._swap(_group(self._scan()))
             finally:
                 self._looking.release()
         else:
-            raise Unavailable("the model repository takes too long to answer")
+            raise Unavailable(_TOO_LONG)
 
     def _keep(self, fresh: Models) -> Models:
         """Take what was found; what serves stays as it is, and so does what is unchanged."""
@@ -250,6 +319,7 @@ class Registry:
         for old in _entries(known):
             new = fresh.get(old.name, {}).get(old.version)
             unchanged = new is not None and new.settings == old.settings
+            old.folders = () if new is None else new.folders
             if unchanged or old.model is not None or old.evicted:
                 fresh.setdefault(old.name, {})[old.version] = old
         for name in {old.name for old in _entries(known) if old.unloaded} & fresh.keys():
@@ -257,7 +327,19 @@ class Registry:
                 entry.unloaded = True
         self._models, self._early = fresh, {}
         self._looked_at = time.monotonic()
+        self._report_conflicts(fresh)
         return fresh
+
+    def _report_conflicts(self, models: Models) -> None:
+        """Log each conflict of names once, and again only after it has changed or gone."""
+        conflicts = {
+            f"model {quote(entry.name)}: {entry.conflict}"
+            for entry in _entries(models)
+            if entry.conflict
+        }
+        for sentence in sorted(conflicts - self._reported_conflicts):
+            log.warning("%s", sentence)
+        self._reported_conflicts = conflicts
 
     def _swap(self, fresh: Models) -> None:
         """Take what was found, once what should replace a model that serves has loaded."""
@@ -270,21 +352,27 @@ class Registry:
             if old.model is None:
                 stays = old.settings == new.settings
             else:
-                stays = not self._replaced(old, new)
+                stays = not self._load_if_changed(old, new)
             if stays:
+                old.folders = new.folders
                 if new.settings.problem and fresh[new.name].get(new.version) is new:
                     del fresh[new.name][new.version]  # nobody knows what it would be called
                 fresh.setdefault(old.name, {})[old.version] = old
         for name in known.keys() & fresh.keys():
             if any(entry.model is not None for entry in fresh[name].values()):
                 self._load_new(fresh[name], known[name])
-        with self._lock:
+        with self._locked():
             self._models = fresh
+        self._report_conflicts(fresh)
 
-    def _replaced(self, old: Entry, new: Entry) -> bool:
-        """Whether `new`, where it is another one, has loaded in place of a model that serves."""
+    def _load_if_changed(self, old: Entry, new: Entry) -> bool:
+        """Load `new` if it differs from `old`; return True if it replaces it.
+
+        Downloads and unpickles the artifact. A failure is recorded on `old`, which goes on serving,
+        and is never raised: the scan goes on with the other models.
+        """
         try:
-            stamp = self._repository.stamp(new.settings)
+            stamp = self._read_stamp(new)
             if (new.settings, stamp) == (old.settings, old.stamp):
                 old.failure = None
                 return False
@@ -302,13 +390,31 @@ class Registry:
         except MLServerlessError as error:
             log.warning("%s", error)
             return False
-        new.preloaded = old.preloaded
         return True
 
+    def _read_stamp(self, entry: Entry) -> str:
+        """Return the artifact's stamp, empty if its settings name no artifact.
+
+        Raises RepositoryError or Unavailable.
+        """
+        try:
+            with _repository_failures():
+                return self._repository.stamp(entry.settings)
+        except ModelLoadError:  # the load that follows fails with it, logs it and counts it
+            return ""
+        except MemoryError as error:
+            raise Unavailable("the model repository needs more memory than there is") from error
+
     def _load_new(self, fresh: Versions, known: Versions) -> None:
-        """Load the versions that are new beside one that serves: it is the default until then."""
-        for version, entry in list(fresh.items()):
-            if version in known or entry.model is not None:
+        """Load the versions that are new beside one that serves: it is the default until then.
+
+        What the repository cannot give now is tried again at the next scan.
+        """
+        for version, entry in fresh.items():
+            is_new = version not in known or isinstance(
+                entry.failure, RepositoryError | Unavailable
+            )
+            if entry.model is not None or not is_new:
                 continue
             try:
                 self.get(entry)
@@ -316,7 +422,8 @@ class Registry:
                 continue  # it has been logged where it happened, and the index says so
             except MLServerlessError as error:
                 log.warning("%s", error)
-                del fresh[version]  # the next look finds it again
+                # not the default, but there: a request for it tries at once
+                entry.failure, entry.failed_at = _bare(error), -math.inf
 
     # ── loading ─────────────────────────────────────────────────────────────────────────
 
@@ -356,9 +463,10 @@ class Registry:
             with paused():
                 from mlserverless import loading  # noqa: PLC0415 - numpy, which INIT must not pay
 
-                artefact = self._fetch(entry)
+                with _repository_failures():
+                    artefact = self._fetch(entry)
                 model = loading.load(artefact, entry.settings, self._settings)
-        except (MLServerlessError, MemoryError) as error:
+        except BaseException as error:  # noqa: BLE001 - an estimator's own code runs here
             failure = self._failure(entry, error)
         if failure is not None:
             if not isinstance(failure, NotFound | Unavailable):
@@ -376,11 +484,16 @@ class Registry:
         return model
 
     @staticmethod
-    def _failure(entry: Entry, error: MLServerlessError | MemoryError) -> MLServerlessError:
+    def _failure(entry: Entry, error: BaseException) -> MLServerlessError:
         """What a client is told; the model's own fault is remembered."""
         if isinstance(error, MLServerlessError) and not isinstance(error, ModelLoadError):
             return error
-        why = error if isinstance(error, ModelLoadError) else "it needs more memory than there is"
+        why: object = error
+        if isinstance(error, MemoryError):
+            why = "it needs more memory than there is"
+        elif not isinstance(error, ModelLoadError):  # its own words may hold anything
+            why = f"its artifact cannot be loaded ({type(error).__name__})"
+            log.error("%s", why, extra={"fields": {"where": places(error.__traceback__)}})
         entry.failure = ModelLoadError(f"Model {quote(entry.name)} failed to load: {why}")
         entry.failed_at = time.monotonic()
         return _bare(entry.failure)
@@ -396,7 +509,7 @@ class Registry:
 
     def _reread(self, old: ModelSettings) -> ModelSettings:
         wanted = (old.name, old.version)
-        for found in self._repository.models(wanted):
+        for found in self._scan(wanted):
             if (found.name, found.version) == wanted:
                 return found
         raise NotFound(f"Model {quote(old.name)} not found")
@@ -429,13 +542,13 @@ class Registry:
 
     def load(self, name: str) -> None:
         """Load every version of a model anew; the old ones serve until the new ones can."""
-        found = _arranged(self._repository.models()).get(name)
+        found = _group(self._scan()).get(name)
         if found is None:
             raise NotFound(f"Model {quote(name)} not found")
         for entry in found.values():
             self.get(entry)
         others = self._found()
-        with self._lock:
+        with self._locked():
             self._models = {**(self._models or others), name: found}
 
     def unload(self, name: str) -> None:
@@ -445,36 +558,115 @@ class Registry:
             entry.unloaded = True
             entry.model = None
 
-    def load_all(self) -> None:
-        """Load every model now, so that INIT or start-up pays for it. Failures stay states."""
-        for entry in _entries(self._found()):
-            entry.preloaded = True
+    def load_all(self) -> list[MLServerlessError]:
+        """Load every model now, so that INIT or start-up pays for it; return what failed.
+
+        Never raises. From now on readiness includes the models that are there, by name. If the
+        repository cannot be read, the next readiness check tries again, and requests load what
+        they need.
+        """
+        self._preloads = True
+        try:
+            models = self._found()
+        except MLServerlessError as error:
+            log.error("the models could not be preloaded: %s", error)  # noqa: TRY400 - as below
+            return [_bare(error)]
+        self._preloaded = {name: frozenset(versions) for name, versions in models.items()}
+        return self._load_each(_entries(models))
+
+    def _load_each(self, entries: Iterable[Entry]) -> list[MLServerlessError]:
+        failures = []
+        for entry in entries:
             try:
                 self.get(entry)
-            except ModelLoadError:
-                continue  # it has been logged where it happened
             except MLServerlessError as error:
-                log.error("%s", error)  # noqa: TRY400 - the sentence says it all
+                if not isinstance(error, ModelLoadError):  # which was logged where it happened
+                    log.error("%s", error)  # noqa: TRY400 - the sentence says it all
+                failures.append(_bare(error))
+        return failures
 
     def loaded(self) -> list[Model]:
-        """Every model that is in memory."""
-        return [entry.model for entry in _entries(self._found()) if entry.model is not None]
+        """Every model that is in memory; the repository is not read."""
+        known = self._early if self._models is None else self._models
+        return [entry.model for entry in _entries(known) if entry.model is not None]
 
     def reconnect(self) -> None:
         """Ask the repository over new connections from now on."""
         self._repository.reconnect()
 
+    def rescan_at_next_request(self) -> None:
+        """Let the next request scan the repository and retry what failed.
+
+        For a process that was restored from a snapshot: the times that it noted are of another one.
+        """
+        self._looked_at = -math.inf
+        for entry in _entries(self._early if self._models is None else self._models):
+            entry.failed_at = -math.inf
+
     def unready(self) -> str | None:
-        """Why this server is not ready, or None: the repository must be readable."""
+        """Why this server is not ready, or None: the repository must be readable.
+
+        Where models are preloaded, each must be loaded. What is missing is loaded now, since
+        nothing else would load a model that no client requests; a failed load is retried as a
+        request retries it, and what was unloaded stays so.
+        """
         try:
-            entries = _entries(self._found())
+            self._found()
+            if self._preloads:
+                self._load_missing()
         except MLServerlessError as error:
             return str(error)
-        for entry in entries:
-            missing = entry.model is None and not entry.evicted
-            if entry.preloaded and (entry.unloaded or missing):
-                return f"model {quote(entry.name)} is not loaded"
+        for entry in self._missing():
+            return f"model {quote(entry.name)} is not loaded"
         return None
+
+    def _load_missing(self) -> None:
+        if self._preloaded is None:
+            self.load_all()
+            return
+        missing = self._missing()
+        if not missing:
+            return
+        if self._polls:
+            self._poll()
+        elif any(map(self._worth_another_look, missing)):
+            self._refresh()
+        self._load_each([entry for entry in self._missing() if not entry.unloaded])
+
+    def _missing(self) -> list[Entry]:
+        """Models that were preloaded and are not loaded now.
+
+        A name that is gone from the repository is not missing. Neither is a version that came
+        after start-up, as long as another one of its name is loaded.
+        """
+        missing = []
+        for name, versions in (self._preloaded or {}).items():
+            entries = self._found().get(name, {}).values()
+            is_served = any(entry.is_loaded for entry in entries)
+            missing += [
+                entry
+                for entry in entries
+                if not entry.is_loaded
+                and (entry.unloaded or entry.version in versions or not is_served)
+            ]
+        return missing
+
+
+@contextmanager
+def _repository_failures() -> Iterator[None]:
+    """Turn what a repository raises unforeseen into RepositoryError or Unavailable.
+
+    Unavailable where the process lacks something that it may have again: a thread, a file.
+    """
+    try:
+        yield
+    except (MLServerlessError, MemoryError):
+        raise
+    except Exception as error:
+        why = f"the model repository cannot be read ({type(error).__name__})"
+        log.error("%s", why, extra={"fields": {"where": places(error.__traceback__)}})  # noqa: TRY400 - its own words may hold anything
+        is_passing = isinstance(error, RuntimeError | OSError)
+        raise (Unavailable(why) if is_passing else RepositoryError(why)) from error
 
 
 def _bare(error: MLServerlessError) -> MLServerlessError:
@@ -486,17 +678,25 @@ def _entries(models: Models) -> list[Entry]:
     return [entry for versions in models.values() for entry in versions.values()]
 
 
-def _arranged(found: Iterable[ModelSettings]) -> Models:
-    models: Models = {}
+def _group(found: Iterable[ModelSettings]) -> Models:
+    """Return one new entry for each name and version.
+
+    Of several folders with the same, the first whose path contains the model's name is used, and
+    the first of all where none does: the one that the search for a single model finds, too, which
+    does not read the others.
+    """
+    same: dict[tuple[str, str | None], list[ModelSettings]] = {}
     for settings in found:
-        models.setdefault(settings.name, {}).setdefault(settings.version, Entry(settings))
+        same.setdefault((settings.name, settings.version), []).append(settings)
+    models: Models = {}
+    for (name, version), each in same.items():
+        by_name = (found for found in each if not found.folder or name in found.folder.split("/"))
+        entry = Entry(next(by_name, each[0]))
+        if len(each) > 1:
+            entry.folders = tuple(found.folder for found in each)
+        models.setdefault(name, {})[version] = entry
     return models
 
 
-def _rank(version: str | None) -> tuple[int, int, str]:
-    """No version is the default, else the highest integer, else the highest string."""
-    if version is None:
-        return (2, 0, "")
-    if version.isascii() and version.isdigit() and len(version) < 20:
-        return (1, int(version), "")
-    return (0, 0, version)
+def _show_folder(folder: str) -> str:
+    return quote(folder) if folder else "the root folder"

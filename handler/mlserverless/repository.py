@@ -313,16 +313,17 @@ class FolderRepository(_Sources):
 
     def _read(self, place: str, _: Listing) -> ModelSettings:
         folder = os.path.normpath(os.path.join(self.root, place))
-        name = os.path.basename(folder)
+        # a name of a folder may be no UTF-8, that of a model is written as JSON
+        name = os.fsencode(os.path.basename(folder)).decode("utf-8", "backslashreplace")
         try:
             with open(os.path.join(folder, MODEL_SETTINGS_FILE), "rb") as file:
                 status, raw = os.fstat(file.fileno()), file.read()
         except OSError as error:
             problem = f"{MODEL_SETTINGS_FILE} cannot be read: {error.strerror}"
-            return ModelSettings(name=name, location=folder, problem=problem)
+            return ModelSettings(name=name, location=folder, problem=problem, folder=place)
         settings = ModelSettings.parse(raw, location=folder, folder_name=name)
         listing = {file.name: Stored(_stamp(status), status.st_size)}
-        return replace(settings, listing=listing)
+        return replace(settings, listing=listing, folder=place)
 
 
 def _refuse(error: OSError) -> None:
@@ -374,11 +375,11 @@ class S3Repository(_Sources):
         uri = f"{_S3}{self.bucket}/{self.prefix}{place}{MODEL_SETTINGS_FILE}"
         stored, settings = self._known.get(uri, (None, None))
         if settings is not None and stored == listing[uri]:
-            return replace(settings, listing=listing)
+            return replace(settings, listing=listing, folder=place.rstrip("/"))
         raw = self.s3.read(uri, listing[uri])
         settings = ModelSettings.parse(raw, location=location, folder_name=name)
         self._known[uri] = (listing[uri], settings)
-        return replace(settings, listing=listing)
+        return replace(settings, listing=listing, folder=place.rstrip("/"))
 
 
 def split_s3(uri: str) -> tuple[str, str]:

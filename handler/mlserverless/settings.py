@@ -28,6 +28,8 @@ Listing = Mapping[str, Any]  # of each object its stamp
 SETTINGS_FILE: Final = "settings.json"
 MODEL_SETTINGS_FILE: Final = "model-settings.json"
 IMPLEMENTATION: Final = "mlserver_sklearn.SKLearnModel"
+# the class by its package, and by the module that defines it
+IMPLEMENTATIONS: Final = (IMPLEMENTATION, "mlserver_sklearn.sklearn.SKLearnModel")
 
 CONTROL_MODES: Final = ("none", "explicit", "poll")
 # Lambda's names of levels, as Python's logging has them
@@ -114,6 +116,7 @@ class Settings:
     max_body_bytes: int = _setting(16 * 1024 * 1024, _whole, "MLSERVERLESS_MAX_BODY_BYTES")
     max_model_bytes: int = _setting(0, _whole, "MLSERVERLESS_MAX_MODEL_BYTES")
     cache_folder: str = _setting("", _text, "MLSERVERLESS_CACHE_FOLDER")
+    fail_snapshot_on_error: bool = _setting(False, _truth, "MLSERVERLESS_FAIL_SNAPSHOT_ON_ERROR")
     log_level: str = _setting("INFO", _level, "MLSERVERLESS_LOG_LEVEL")
 
     @classmethod
@@ -171,6 +174,8 @@ class ModelSettings:
     `location` is where the file lies: a folder's path or an S3 prefix. `problem` says why
     the model cannot be served at all, in words for its owner; None when it can be tried.
     `listing` is what lay beside the file when it was read, where the repository knows.
+    `folder` is the path of the file's folder, relative to the repository's root and empty for
+    the root itself.
     """
 
     name: str
@@ -184,6 +189,7 @@ class ModelSettings:
     content_type: str | None = None
     extra: JSONObject = field(default_factory=dict)
     problem: str | None = None
+    folder: str = field(default="", compare=False)
     listing: Listing = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -275,7 +281,7 @@ class _ModelReader:
             problem = (
                 f"{MODEL_SETTINGS_FILE} names no implementation; this server runs {IMPLEMENTATION}"
             )
-        elif implementation != IMPLEMENTATION:
+        elif implementation not in IMPLEMENTATIONS:
             problem = (
                 f"implementation {quote(implementation)} is not served here, {IMPLEMENTATION} is"
             )

@@ -1,39 +1,79 @@
-"""SnapStart: what is done before a snapshot is taken, and anew after it is restored.
+"""SnapStart: what is done before a snapshot is taken and after it is restored.
 
-A snapshot is one process, restored many times: what it has done, no restored one does again,
-and what it holds, all of them share.
+A snapshot is one process that is restored many times. Work done before it is not repeated, and
+what it holds is shared by all restored processes.
 Source: https://docs.aws.amazon.com/lambda/latest/dg/snapstart-runtime-hooks-python.html
 """
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
+from typing import TYPE_CHECKING
 
+from mlserverless.errors import ModelLoadError, quote
 from mlserverless.registry import Registry
 from mlserverless.settings import takes_snapshots
 
+if TYPE_CHECKING:
+    from mlserverless.runtime import Model
 
-def register(registry: Registry) -> None:
-    """Have the runtime call `prepare` and `renew`, where it takes snapshots."""
+log = logging.getLogger(__name__)
+
+
+def register(registry: Registry, *, fail_on_error: bool = False) -> None:
+    """Have Lambda's runtime call `prepare` and `renew`, if it takes snapshots. Never raises."""
     if not takes_snapshots():
         return
-    import snapshot_restore_py as hooks  # noqa: PLC0415 - Lambda's runtime brings it
+    try:
+        import snapshot_restore_py as hooks  # noqa: PLC0415 - part of Lambda's runtime
 
-    hooks.register_before_snapshot(prepare, registry)
-    hooks.register_after_restore(renew, registry)
+        hooks.register_before_snapshot(prepare, registry, fail_on_error=fail_on_error)
+        hooks.register_after_restore(renew, registry)
+    except Exception as error:  # noqa: BLE001 - INIT must not fail
+        sentence = "the SnapStart hooks were not registered (%s): models load on demand"
+        log.error(sentence, type(error).__name__)  # noqa: TRY400 - its own words may be a path
 
 
-def prepare(registry: Registry) -> None:
-    """Load every model and ask it once: a first prediction imports and allocates."""
-    registry.load_all()
-    for model in registry.loaded():
-        model.example()
+def prepare(registry: Registry, *, fail_on_error: bool = False) -> None:
+    """Load every model and let it predict once: a first prediction imports and allocates.
+
+    An exception here fails the publication of the version, and with it the deployment. So the
+    only one is ModelLoadError, raised if `fail_on_error` is set and a model, or the repository,
+    would not serve from this snapshot.
+    """
+    problems: list[str] = []
+    try:
+        problems += map(str, registry.load_all())
+        models = registry.loaded()
+        problems += [sentence for sentence in map(_try_example, models) if sentence]
+        if not models and not problems:
+            problems.append("the model repository contains no models")
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the deployment goes on
+        problems.append(f"the models could not be prepared ({type(error).__name__})")
+        log.warning("%s", problems[-1])  # the others were logged where they happened
+    if problems and fail_on_error:
+        raise ModelLoadError(f"MLSERVERLESS_FAIL_SNAPSHOT_ON_ERROR is set: {problems[0]}")
+
+
+def _try_example(model: Model) -> str | None:
+    """Send a model its example request; return a sentence if it does not answer."""
+    name, why = quote(model.settings.name), ""
+    try:
+        if model.example() is not None:
+            return None
+    except BaseException as error:  # noqa: BLE001 - an estimator may raise anything
+        why = f" ({type(error).__name__})"
+    sentence = f"Model {name} has no example request that it can answer{why}"
+    log.warning("%s: its first prediction is not part of the snapshot", sentence)
+    return sentence
 
 
 def renew(registry: Registry) -> None:
-    """Drop connections that ended long ago, and randomness that others have too."""
+    """Drop connections that ended long ago, old times, and randomness that others have too."""
     registry.reconnect()
+    registry.rescan_at_next_request()
     random.seed()
     numpy = sys.modules.get("numpy")
     if numpy is not None:
