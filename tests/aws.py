@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import boto3
@@ -121,9 +122,11 @@ class S3Server:
             self._server.shutdown()
             self._server.server_close()
             thread.join()
+            self.client.close()
 
+    @cached_property
     def client(self) -> Any:
-        """boto3's own client for this server."""
+        """A client of boto3 for this server; closed when the server stops."""
         return boto3.client(
             "s3",
             endpoint_url=self.url,
@@ -134,7 +137,5 @@ class S3Server:
 
     def put(self, key: str, body: bytes, bucket: str = BUCKET) -> None:
         """Store one object, its bucket too."""
-        client = self.client()
-        client.create_bucket(Bucket=bucket)
-        client.put_object(Bucket=bucket, Key=key, Body=body)
-        client.close()
+        self.client.create_bucket(Bucket=bucket)
+        self.client.put_object(Bucket=bucket, Key=key, Body=body)

@@ -540,7 +540,7 @@ def test_a_model_that_goes_away_before_its_load_is_not_found(s3: S3Server) -> No
     registry = opened(f"s3://{BUCKET}")
     entry = registry.find("m")
     s3.put("m/model.joblib", b"another")
-    s3.client().delete_object(Bucket=BUCKET, Key="m/model-settings.json")
+    s3.client.delete_object(Bucket=BUCKET, Key="m/model-settings.json")
     with pytest.raises(NotFound, match="Model m not found"):
         registry.get(entry)
 
