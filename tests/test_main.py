@@ -190,7 +190,9 @@ def test_the_first_request_loads_the_model_from_s3_and_the_second_asks_nothing(
     for file in ("model-settings.json", "mnist-svm.joblib"):
         s3.put(f"models/mnist-svm/{file}", (digits / file).read_bytes())
     s3.asked.clear()
-    door = main.Door(Settings(model_repository_root=f"s3://{BUCKET}/models"))
+    door = main.Door(
+        Settings(model_repository_root=f"s3://{BUCKET}/models", cache_folder=s3.cache_folder)
+    )
     assert [] == s3.asked
     first = door(event("http-api-infer"), CONTEXT)
     assert PREDICTED == json.loads(first["body"])
@@ -208,7 +210,7 @@ def test_s3s_bad_days_are_a_500_or_a_503_and_the_next_request_tries_again(
 ) -> None:
     for file in ("model-settings.json", "mnist-svm.joblib"):
         s3.put(f"mnist-svm/{file}", (digits / file).read_bytes())
-    door = main.Door(Settings(model_repository_root=f"s3://{BUCKET}"))
+    door = main.Door(Settings(model_repository_root=f"s3://{BUCKET}", cache_folder=s3.cache_folder))
     s3.fault = fault
     answer = door(event("http-api-infer"), CONTEXT)
     assert (status, retry) == (answer["statusCode"], answer["headers"].get("retry-after"))

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import operator
+import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.preprocessing import FunctionTransformer
 
 from aws import BUCKET, S3Server
-from conftest import IMPLEMENTATION, ROOT, MakeModel, declare
+from conftest import IMPLEMENTATION, ONLY_DISK, ROOT, MakeModel, declare
 from mlserverless import registry as room
 from mlserverless.errors import ModelLoadError, NotFound, RepositoryError, Unavailable
 from mlserverless.registry import Registry
@@ -34,7 +35,8 @@ MODEL = DummyClassifier().fit([[0.0]], [0])
 
 
 def opened(root: object, **settings: Any) -> Registry:
-    return Registry(open_repository(str(root)), Settings(**settings))
+    folder = os.environ.get("MLSERVERLESS_CACHE_FOLDER", "")  # of the test's S3
+    return Registry(open_repository(str(root), folder), Settings(**settings))
 
 
 @pytest.fixture
@@ -451,7 +453,7 @@ def test_a_first_request_costs_the_same_among_many_models(s3: S3Server, digits: 
     for number in range(30):
         other = {"name": f"m{number}", "implementation": IMPLEMENTATION}
         s3.put(f"models/m{number}/model-settings.json", json.dumps(other).encode())
-    registry = Registry(open_repository(f"s3://{BUCKET}/models"), Settings())
+    registry = opened(f"s3://{BUCKET}/models")
     s3.asked.clear()
     model = registry.get(registry.find("mnist-svm", "v0.1.0"))
     assert 3 == len(s3.asked), "one listing, one settings file, one artefact"
@@ -688,8 +690,9 @@ def test_loads_unloads_and_questions_at_once_leave_a_registry_that_serves(
         assert registry.get(registry.find(name)).methods
 
 
+@ONLY_DISK
 def test_processes_that_share_a_machine_download_a_model_once_and_load_it_once_each(
-    s3: S3Server, repository: Path, tmp_path: Path
+    s3: S3Server, repository: Path
 ) -> None:
     """As in an environment of Lambda that runs several, each with many first requests."""
     for file in (repository / "mnist-svm").iterdir():
@@ -710,7 +713,6 @@ def test_processes_that_share_a_machine_download_a_model_once_and_load_it_once_e
     environment = {
         "PYTHONPATH": str(ROOT / "handler"),
         "MLSERVER_MODEL_REPOSITORY_ROOT": f"s3://{BUCKET}",
-        "TMPDIR": str(tmp_path),
         **s3.environment,
     }
     pipe = subprocess.PIPE

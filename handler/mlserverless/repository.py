@@ -550,7 +550,8 @@ def _shut_down(response: Any) -> None:
     if hasattr(response, "shutdown"):  # urllib3 2.3 and later
         response.shutdown()
     else:
-        response._connection.sock.shutdown(socket.SHUT_RD)  # noqa: SLF001 - what `shutdown` does
+        # what `shutdown` does; the connection itself may have no socket any more
+        response._fp.fp.raw._sock.shutdown(socket.SHUT_RD)  # noqa: SLF001
 
 
 _thread: Final = threading.local()
@@ -646,7 +647,8 @@ class S3:
             with closing(answer["Body"]) as body:
                 _, _, size = answer.get("ContentRange", "").partition("/")
                 if size:
-                    body.read()  # so that the connection can be used again
+                    with suppress(Exception):  # so that the connection can be used again
+                        body.read()
                 return Stored(answer["ETag"], int(size or answer["ContentLength"]))
 
     def region(self, bucket: str) -> str:
