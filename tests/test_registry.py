@@ -547,6 +547,41 @@ def test_a_model_that_goes_away_before_its_load_is_not_found(s3: S3Server) -> No
         registry.get(entry)
 
 
+@pytest.mark.parametrize("defect", ["corrupt", "another digest", "missing"])
+@pytest.mark.parametrize("mode", ["none", "explicit", "poll"])
+def test_an_object_that_failed_to_load_is_read_again_once_it_was_replaced(
+    s3: S3Server, pass_time: Callable[[float], None], defect: str, mode: str
+) -> None:
+    put_version(s3, 3)
+    if defect == "missing":
+        s3.client.delete_object(Bucket=BUCKET, Key="m/model.joblib")
+    else:
+        raw = s3.client.get_object(Bucket=BUCKET, Key="m/model.joblib")["Body"].read()
+        s3.put("m/model.joblib", b"-corrupt-" if defect == "corrupt" else raw + b"-")
+    registry = opened(f"s3://{BUCKET}", model_control_mode=mode, poll_seconds=7200)
+    for _ in range(2):
+        with pytest.raises(ModelLoadError):
+            answer_of(registry)
+        left = Path(s3.cache_folder or "/nowhere").glob("*/*")
+        assert {".lock"} >= {path.suffix for path in left}, "no bytes that failed"
+        pass_time(room.RETRY_AFTER)
+    put_version(s3, 7)
+    assert 7 == answer_of(registry)
+
+
+def test_a_good_object_is_read_again_only_after_a_while(s3: S3Server) -> None:
+    put_version(s3, 3)
+    s3.put("m/model.joblib", b"-corrupt-")
+    registry = opened(f"s3://{BUCKET}")
+    with pytest.raises(ModelLoadError):
+        answer_of(registry)
+    put_version(s3, 7)
+    s3.asked.clear()
+    with pytest.raises(ModelLoadError):
+        answer_of(registry)
+    assert [] == s3.asked
+
+
 # ── memory ──────────────────────────────────────────────────────────────────────────────
 
 

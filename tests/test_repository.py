@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -525,13 +526,112 @@ def test_of_interrupted_downloads_memory_retains_a_few(s3: S3Server, tmp_path: P
 def test_a_call_that_was_given_up_writes_nothing_more(s3: S3Server, large: Stored) -> None:
     """Its thread may still run when the next request continues the same file."""
     repository, model = large
-    s3.hang = 0.6
-    with deadline.until(time.monotonic() + 0.2), pytest.raises(Unavailable, match="too long"):
+    s3.cut = True
+    with pytest.raises(Unavailable, match="524288 of 1048576"):
         repository.fetch(model)
-    s3.hang = 0.0
+    s3.cut, s3.hang = False, 0.5
+    with deadline.until(time.monotonic() + 0.1), pytest.raises(Unavailable, match="524288 of"):
+        repository.fetch(model)
+    s3.hang, s3.rate, s3.end = 0.0, 800_000, "m.joblib"
     assert LARGE == fetched(repository, model)
-    time.sleep(0.5)
-    assert LARGE == fetched(repository, model)
+
+
+# ── keys, threads and variables ─────────────────────────────────────────────────────────
+
+
+def test_a_key_that_was_not_listed_is_not_requested(s3: S3Server, stored: Stored) -> None:
+    """S3 answers 403 for it where the role may not list, and access is not what is missing."""
+    repository, listed = stored
+    s3.fault, s3.end = (403, "AccessDenied"), ".joblib"
+    s3.asked.clear()
+    for uri in ("./typo.joblib", "typo/", f"s3://{BUCKET}/models/other/m.joblib", None, "../x/.."):
+        missing = replace(listed, uri=uri)
+        with pytest.raises(ModelLoadError, match="is not in the repository"):
+            repository.fetch(missing)
+        assert "" == repository.stamp(missing)
+    assert [] == s3.asked
+    with pytest.raises(RepositoryError, match="is denied"):
+        repository.fetch(replace(listed, uri=f"s3://{BUCKET}/elsewhere/m.joblib"))
+
+
+@pytest.mark.parametrize("uri", [None, "./model.joblib", f"s3://{BUCKET}/models/model.joblib"])
+def test_variables_describe_a_model_in_s3_where_no_file_does(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, uri: str | None
+) -> None:
+    s3.put("models/model.joblib", BYTES)
+    repository = opened(f"s3://{BUCKET}/models/")
+    assert [] == repository.models()
+    monkeypatch.setenv("MLSERVER_MODEL_NAME", "alone")
+    monkeypatch.setenv("MLSERVER_MODEL_IMPLEMENTATION", IMPLEMENTATION)
+    if uri is not None:
+        monkeypatch.setenv("MLSERVER_MODEL_URI", uri)
+    (found,) = repository.models(("alone", None))
+    assert ("alone", None) == (found.name, found.problem)
+    s3.asked.clear()
+    assert BYTES == fetched(repository, found)
+    assert [f"GET /{BUCKET}/models/model.joblib"] == s3.asked
+    etag = repository.stamp(found)
+    s3.put("models/model.joblib", BYTES[::-1])
+    (found,) = repository.models()
+    assert etag != repository.stamp(found)
+    assert BYTES[::-1] == fetched(repository, found)
+    s3.put("models/m/model-settings.json", json.dumps(MODEL).encode())
+    assert ["m"] == [each.name for each in repository.models()]
+
+
+@ONLY_MEMORY
+@pytest.mark.parametrize(
+    ("threads", "expected"),
+    [(0, "Unavailable: S3 cannot be called: no thread can be started"), (1, "8"), (3, "8")],
+)
+def test_where_few_threads_can_be_started_settings_are_read_with_these(
+    s3: S3Server, threads: int, expected: str
+) -> None:
+    """RLIMIT_DATA counts the stack of each thread."""
+    for number in range(8):
+        s3.put(f"{number}/model-settings.json", settings())
+    code = (
+        "import resource, sys, threading\n"
+        "from mlserverless.repository import open_repository\n"
+        "repository = open_repository(sys.argv[1])\n"
+        "repository.s3.client\n"
+        "threading.stack_size(256 << 20)\n"
+        "pages = int(open('/proc/self/statm').read().split()[5])\n"
+        "limit = pages * resource.getpagesize() + (int(sys.argv[2]) * 256 + 128 << 20)\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))\n"
+        "try:\n"
+        "    print(len(repository.models()))\n"
+        "except Exception as error:\n"
+        "    print(f'{type(error).__name__}: {error}')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"s3://{BUCKET}", str(threads)],
+        env={"PYTHONPATH": str(ROOT / "handler"), **s3.environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(expected), done.stdout + done.stderr
+
+
+@ONLY_MEMORY
+@pytest.mark.parametrize(("memory", "most"), [("512", 4), ("1769", 16), ("", 16)])
+def test_a_small_function_reads_settings_with_few_threads(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, memory: str, most: int
+) -> None:
+    for number in range(20):
+        s3.put(f"{number}/model-settings.json", settings())
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", memory)
+    counts: list[int] = []
+
+    def count(asked: str) -> None:
+        if asked.endswith(".json"):
+            counts.append(sum(each.name.startswith("ThreadPool") for each in threading.enumerate()))
+            time.sleep(0.01)
+
+    s3.before = count
+    assert 20 == len(opened(f"s3://{BUCKET}").models())
+    assert 1 < max(counts) <= most
 
 
 def test_a_body_that_is_cut_is_no_model_and_the_next_try_is(s3: S3Server, stored: Stored) -> None:

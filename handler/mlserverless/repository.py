@@ -320,7 +320,10 @@ class _Sources(ABC):
             raise Unavailable(
                 "S3 cannot be called: no thread can be started in the memory of this process"
             ) from error
-        end = time.monotonic() + deadline.left(MAX_CALL_SECONDS)
+        left = deadline.left(
+            MAX_CALL_SECONDS
+        )  # less the time in which the error reaches the client
+        end = time.monotonic() + left - min(left / 4, 2 * _HANG_UP_SECONDS)
         while True:
             received, seconds = call.received, end - time.monotonic()
             thread.join(max(0.0, min(stall_seconds, seconds)))
