@@ -200,11 +200,11 @@ NO_METHOD: dict[str, dict[str, Any]] = {
 def test_an_error_has_the_format_of_its_sender_also_without_a_method(name: str) -> None:
     event = NO_METHOD[name]
     assert events.normal(event) is None
-    answer = events.shaped(events.refusal(event), event)
+    response = events.shaped(events.refusal(event), event)
     headers = "multiValueHeaders" if name == "alb, many values" else "headers"
-    assert {"statusCode", headers, "body", "isBase64Encoded"} == answer.keys()
+    assert {"statusCode", headers, "body", "isBase64Encoded"} == response.keys()
     expected: Any = ["application/json"] if headers == "multiValueHeaders" else "application/json"
-    assert expected == answer[headers]["content-type"]
+    assert expected == response[headers]["content-type"]
 
 
 def alb(**changes: Any) -> dict[str, Any]:
@@ -227,21 +227,21 @@ def test_a_response_is_measured_as_it_leaves(sender: str, character: str) -> Non
     normal = events.normal(event)
     assert normal is not None
 
-    def answer(body: str) -> dict[str, Any]:
+    def response(body: str) -> dict[str, Any]:
         headers = {"content-type": "application/json"}
         return {"statusCode": 200, "headers": headers, "body": body, "isBase64Encoded": False}
 
     def size(body: str) -> int:
-        return len(orjson.dumps(events.shaped(answer(body), event)))
+        return len(orjson.dumps(events.shaped(response(body), event)))
 
     each = size(character) - size("")
     fits = (limit - size("")) // each
     largest = character * fits + "x" * (limit - size(character * fits))
     assert limit == size(largest)
-    assert 200 == events.carried(answer(largest), normal)["statusCode"]
-    refused = events.carried(answer(largest + "x"), normal)
+    assert 200 == events.carried(response(largest), normal)["statusCode"]
+    refused = events.carried(response(largest + "x"), normal)
     assert 413 == refused["statusCode"]
     assert f"{limit + 1} bytes and Lambda carries {limit}" in refused["body"]
     assert "binary_data_output" in refused["body"]
-    assert 413 == events.carried(answer("x" * 2 * limit), normal)["statusCode"]
-    assert 200 == events.carried(answer("x" * 100), normal)["statusCode"]
+    assert 413 == events.carried(response("x" * 2 * limit), normal)["statusCode"]
+    assert 200 == events.carried(response("x" * 100), normal)["statusCode"]

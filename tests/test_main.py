@@ -212,18 +212,20 @@ def test_a_download_that_takes_longer_than_the_function_succeeds_at_last(
     for file in ("model-settings.json", "mnist-svm.joblib"):
         s3.put(f"mnist-svm/{file}", (digits / file).read_bytes())
     size = (digits / "mnist-svm.joblib").stat().st_size
-    door = main.Door(Settings(model_repository_root=f"s3://{BUCKET}", cache_folder=s3.cache_folder))
-    assert 404 == through(door, http_api)("GET", "/v2/models/nope").status, "all is imported"
+    handler = main.Door(
+        Settings(model_repository_root=f"s3://{BUCKET}", cache_folder=s3.cache_folder)
+    )
+    assert 404 == through(handler, http_api)("GET", "/v2/models/nope").status, "all is imported"
     s3.end, s3.rate = ".joblib", size
-    answers = []
+    responses = []
     for _ in range(10):
         context = SimpleNamespace(get_remaining_time_in_millis=lambda: 900)
-        answers.append(door(event("http-api-infer"), context))
-        if answers[-1]["statusCode"] == 200:
+        responses.append(handler(event("http-api-infer"), context))
+        if responses[-1]["statusCode"] == 200:
             break
-        assert (503, "1") == (answers[-1]["statusCode"], answers[-1]["headers"]["retry-after"])
-    assert PREDICTED == json.loads(answers[-1]["body"])
-    arrived = re.findall(r"(\d+) of \d+ bytes of the artifact", json.dumps(answers))
+        assert (503, "1") == (responses[-1]["statusCode"], responses[-1]["headers"]["retry-after"])
+    assert PREDICTED == json.loads(responses[-1]["body"])
+    arrived = re.findall(r"(\d+) of \d+ bytes of the artifact", json.dumps(responses))
     assert s3.ranges
     assert [f"bytes={each}-" for each in arrived] == s3.ranges
 

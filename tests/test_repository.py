@@ -21,7 +21,7 @@ from urllib3.response import BaseHTTPResponse, HTTPResponse
 from aws import BUCKET, S3Server
 from conftest import IMPLEMENTATION, ONLY_MEMORY, ROOT, MakeModel
 from mlserverless import deadline
-from mlserverless import repository as room
+from mlserverless import repository as module
 from mlserverless.cache import Cache
 from mlserverless.errors import (
     MLServerlessError,
@@ -496,8 +496,8 @@ def test_where_no_request_waits_a_download_takes_as_long_as_it_makes_progress(
 ) -> None:
     """At INIT, before a snapshot and by a poll."""
     repository, model = large
-    monkeypatch.setattr(room, "_DOWNLOAD_STALL_SECONDS", 0.3)
-    monkeypatch.setattr(room, "_MIN_PROGRESS_BYTES", 100_000)
+    monkeypatch.setattr(module, "_DOWNLOAD_STALL_SECONDS", 0.3)
+    monkeypatch.setattr(module, "_MIN_PROGRESS_BYTES", 100_000)
     s3.end, s3.drip = "m.joblib", 0.05
     start = time.monotonic()
     with pytest.raises(Unavailable, match="takes too long"):
@@ -540,7 +540,7 @@ def test_a_call_that_was_given_up_writes_nothing_more(s3: S3Server, large: Store
 
 
 def test_a_key_that_was_not_listed_is_not_requested(s3: S3Server, stored: Stored) -> None:
-    """S3 answers 403 for it where the role may not list, and access is not what is missing."""
+    """S3 returns 403 for it where the role may not list, and access is not what is missing."""
     repository, listed = stored
     s3.fault, s3.end = (403, "AccessDenied"), ".joblib"
     s3.asked.clear()

@@ -25,7 +25,7 @@ States = dict[tuple[str, str | None], tuple[int, str]]  # status and reason, by 
 
 
 def is_load(event: object) -> bool:
-    """Return whether the event asks for models to be loaded."""
+    """Return whether the event requests that models are loaded."""
     return (
         isinstance(event, dict)
         and event.get("mlserverless") == "load"

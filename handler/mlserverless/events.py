@@ -82,7 +82,7 @@ def normal(event: Any) -> Event | None:
 
 
 def shaped(answer: Answer, event: Any) -> Answer:
-    """The answer as this event's sender reads it, also if the event is not well-formed."""
+    """Return the response in the format of its sender, also if the event is not well-formed."""
     sender = _sender(event)
     if not sender:
         return answer
@@ -206,7 +206,7 @@ def failure(error: MLServerlessError) -> Answer:
 
 
 def carried(answer: Answer, event: Event) -> Answer:
-    """The answer, or a 413 in its place if it is too large for the sender of a normal event."""
+    """Return the response, or a 413 if it is too large for the sender of a normal event."""
     size = len(answer["body"])
     if size < _ALWAYS_CARRIED_BYTES:
         return answer

@@ -615,13 +615,13 @@ class S3:
         replaced = f"an object of bucket {quote(bucket)} is being replaced"
         another_length = f"S3 sent another length from bucket {quote(bucket)} than it listed"
         with self._asking(bucket):
-            answer = self._unless_missing(self.client.get_object, bucket, key, **options)
-            if answer is None:
+            response = self._unless_missing(self.client.get_object, bucket, key, **options)
+            if response is None:
                 raise Replaced(replaced)
-            with closing(answer["Body"]) as body:  # not as a context: that is urllib3's own
-                if options.get("IfMatch", answer["ETag"]) != answer["ETag"]:
+            with closing(response["Body"]) as body:  # not as a context: that is urllib3's own
+                if options.get("IfMatch", response["ETag"]) != response["ETag"]:
                     raise Replaced(replaced)  # the server ignores If-Match
-                if offset and not answer.get("ContentRange", "").startswith(f"bytes {offset}-"):
+                if offset and not response.get("ContentRange", "").startswith(f"bytes {offset}-"):
                     file.seek(0)  # the server ignores Range and sends the whole object
                 while chunk := body.read(_CHUNK_BYTES):
                     if file.tell() + len(chunk) > listed.size:
@@ -638,21 +638,21 @@ class S3:
         bucket, key = split_s3(uri)
         with self._asking(bucket):
             try:
-                answer = self._unless_missing(
+                response = self._unless_missing(
                     self.client.get_object, bucket, key, Range="bytes=0-0"
                 )
             except self.client.exceptions.ClientError as error:
                 if _code(error) == "InvalidRange":
                     return Stored("", 0)
                 raise
-            if answer is None:
+            if response is None:
                 return None
-            with closing(answer["Body"]) as body:
-                _, _, size = answer.get("ContentRange", "").partition("/")
+            with closing(response["Body"]) as body:
+                _, _, size = response.get("ContentRange", "").partition("/")
                 if size:
                     with suppress(Exception):  # so that the connection can be used again
                         body.read()
-                return Stored(answer["ETag"], int(size or answer["ContentLength"]))
+                return Stored(response["ETag"], int(size or response["ContentLength"]))
 
     def region(self, bucket: str) -> str:
         """Where a bucket lies."""
