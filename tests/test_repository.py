@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -534,6 +535,17 @@ def test_a_call_that_was_given_up_writes_nothing_more(s3: S3Server, large: Store
         repository.fetch(model)
     s3.hang, s3.rate, s3.end = 0.0, 800_000, "m.joblib"
     assert LARGE == fetched(repository, model)
+
+
+def test_a_call_that_is_over_does_not_write() -> None:
+    """Also if its connection could not be shut down, and bytes arrive on it."""
+    call, file = module._Call(), io.BytesIO()  # noqa: SLF001 - no server can time this
+    call.write(file, b"in time")
+    call.end()
+    for late in (lambda: call.write(file, b"late"), lambda: call.rewind(file)):
+        with pytest.raises(Unavailable, match="too long"):
+            late()
+    assert (b"in time", 7) == (file.getvalue(), file.tell())
 
 
 # ── keys, threads and variables ─────────────────────────────────────────────────────────

@@ -1,9 +1,10 @@
-"""Artefacts on a disk that the processes of one machine share: each is downloaded once.
+"""Artifacts on a disk that the processes of one machine share: each is downloaded once.
 
-A file has its name only when it is whole, and is used only while a living process holds it:
-what a dead one has left is no more than what stands in the way. Whoever waits does so on a lock
-that the kernel takes back from the dead. Nothing is synced: a machine that stops loses its
-disk's promises and every process that would read them together.
+A complete file has its final name, and is used only while a living process holds a lock on it. A
+file that a dead process has left is not trusted, but replaced. The part of an interrupted download
+has the suffix `.part`, and is continued under the same rule. Processes wait for each other on a
+lock that the kernel releases when its process dies. Nothing is synced to disk: a machine that stops
+loses the files and all processes that could read them.
 """
 
 from __future__ import annotations

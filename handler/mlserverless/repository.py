@@ -320,9 +320,8 @@ class _Sources(ABC):
             raise Unavailable(
                 "S3 cannot be called: no thread can be started in the memory of this process"
             ) from error
-        left = deadline.left(
-            MAX_CALL_SECONDS
-        )  # less the time in which the error reaches the client
+        left = deadline.left(MAX_CALL_SECONDS)
+        # the rest of the time is for the error, which must reach the client
         end = time.monotonic() + left - min(left / 4, 2 * _HANG_UP_SECONDS)
         while True:
             received, seconds = call.received, end - time.monotonic()
@@ -534,6 +533,12 @@ class _Call:
                 rest = rest[file.write(rest) :]
             self.received += len(chunk)
 
+    def rewind(self, file: BinaryIO) -> None:
+        """Start to write a file again."""
+        with self._lock:
+            self.check()
+            file.seek(0)
+
     def hang_up(self) -> None:
         """Shut down the connections of the call, so that no thread reads from them any more."""
         with self._lock:
@@ -622,7 +627,7 @@ class S3:
                 if options.get("IfMatch", response["ETag"]) != response["ETag"]:
                     raise Replaced(replaced)  # the server ignores If-Match
                 if offset and not response.get("ContentRange", "").startswith(f"bytes {offset}-"):
-                    file.seek(0)  # the server ignores Range and sends the whole object
+                    call.rewind(file)  # the server ignores Range and sends the whole object
                 while chunk := body.read(_CHUNK_BYTES):
                     if file.tell() + len(chunk) > listed.size:
                         raise Unavailable(another_length)
