@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import boto3
@@ -37,19 +38,30 @@ class _Quiet(WSGIRequestHandler):
 class S3Server:
     """`asked` holds every request as `METHOD /path`.
 
-    `fault` is a status and S3's code, the answer to those that end with `end`; `drip` is how many
-    seconds lie between two bytes of a body; `cut` drops its second half; `longer` is what its
+    `fault` is a status and S3's code, the answer to those that end with `end`, as are `drip` and
+    `rate` for the bodies of these; `drip` is how many
+    seconds lie between two bytes of a body; `rate` is how many bytes of it are sent in a second;
+    `cut` drops its second half; `no_range` sends the whole object always; `longer` is what its
     length is overstated by; `hang` how many seconds pass before an answer; `reset` ends the
     connection instead; `page` is answered, with its status, where S3 has none to give; `without`
     is a header that is left out. `before` is called with a request before its answer.
+    `ranges` holds the Range header of every request that had one, `sent` counts the bytes of all
+    bodies.
     """
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
+    def __init__(self, host: str = "127.0.0.1", cache_folder: str = "") -> None:
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(host, 0, self, threaded=True, request_handler=_Quiet)
         self.url = f"http://{host}:{self._server.port}"
-        self.environment = {"AWS_ENDPOINT_URL_S3": self.url, **CREDENTIALS}
+        self.cache_folder = cache_folder  # for downloads; empty for none
+        self.environment = {
+            "AWS_ENDPOINT_URL_S3": self.url,
+            "MLSERVERLESS_CACHE_FOLDER": cache_folder,
+            **CREDENTIALS,
+        }
         self.asked: list[str] = []
+        self.ranges: list[str] = []
+        self.sent = 0
         self.well()
 
     def well(self) -> None:
@@ -57,7 +69,9 @@ class S3Server:
         self.fault: tuple[int, str] | None = None
         self.end = ""
         self.drip = 0.0
+        self.rate = 0
         self.cut = False
+        self.no_range = False
         self.longer = 0
         self.hang = 0.0
         self.reset = False
@@ -69,6 +83,10 @@ class S3Server:
         """Answer one request: the fault if there is one, else what moto says."""
         asked = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
         self.asked.append(asked)
+        if "HTTP_RANGE" in environ:
+            self.ranges.append(environ["HTTP_RANGE"])
+        if self.no_range:
+            environ.pop("HTTP_RANGE", None)
         self.before(asked)
         time.sleep(self.hang)
         if self.reset:
@@ -86,9 +104,7 @@ class S3Server:
             return [page]
         lies = self.longer or self.without
         answer: Iterable[bytes] = self._moto(environ, self._lying(start) if lies else start)
-        if self.drip or self.cut:
-            return self._worse(b"".join(answer))
-        return answer
+        return self._sent(b"".join(answer), asked.endswith(self.end))
 
     def _lying(self, start: Any) -> Any:
         def lie(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
@@ -99,13 +115,19 @@ class S3Server:
 
         return lie
 
-    def _worse(self, body: bytes) -> Iterator[bytes]:
+    def _sent(self, body: bytes, is_slow: bool) -> Iterator[bytes]:
         if self.cut:
-            yield body[: len(body) // 2]
-            return
-        for number in range(len(body)):
-            time.sleep(self.drip)
-            yield body[number : number + 1]
+            body = body[: len(body) // 2]
+        seconds, size = 0.0, max(1, len(body))
+        if is_slow and self.drip:
+            seconds, size = self.drip, 1
+        elif is_slow and self.rate:
+            seconds, size = 0.01, self.rate // 100
+        for start in range(0, len(body), size):
+            time.sleep(seconds)
+            part = body[start : start + size]
+            self.sent += len(part)
+            yield part
 
     @contextmanager
     def running(self) -> Iterator[S3Server]:
@@ -116,14 +138,17 @@ class S3Server:
             # moto keeps its buckets in the process, whichever server made them
             requests.post(f"{self.url}/moto-api/reset", timeout=10)
             self.asked.clear()
+            self.ranges.clear()
             yield self
         finally:
             self._server.shutdown()
             self._server.server_close()
             thread.join()
+            self.client.close()
 
+    @cached_property
     def client(self) -> Any:
-        """boto3's own client for this server."""
+        """A client of boto3 for this server; closed when the server stops."""
         return boto3.client(
             "s3",
             endpoint_url=self.url,
@@ -134,7 +159,5 @@ class S3Server:
 
     def put(self, key: str, body: bytes, bucket: str = BUCKET) -> None:
         """Store one object, its bucket too."""
-        client = self.client()
-        client.create_bucket(Bucket=bucket)
-        client.put_object(Bucket=bucket, Key=key, Body=body)
-        client.close()
+        self.client.create_bucket(Bucket=bucket)
+        self.client.put_object(Bucket=bucket, Key=key, Body=body)

@@ -113,13 +113,25 @@ def make_model(tmp_path: Path) -> MakeModel:
     return functools.partial(put_model, tmp_path / "repository")
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """An empty S3, and the environment that leads boto3 to it."""
-    with S3Server().running() as server:
+@pytest.fixture(params=["memory", "disk"])
+def s3(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Iterator[S3Server]:
+    """An empty S3 and the environment for it, once without a download cache and once with one.
+
+    `ONLY_MEMORY` and `ONLY_DISK` mark a test for which one of them is enough.
+    """
+    cache_folder = str(tmp_path_factory.mktemp("cache")) if request.param == "disk" else ""
+    with S3Server(cache_folder=cache_folder).running() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         yield server
+
+
+ONLY_MEMORY = pytest.mark.parametrize("s3", ["memory"], indirect=True)
+ONLY_DISK = pytest.mark.parametrize("s3", ["disk"], indirect=True)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import pytest
 
 from conftest import ROOT
-from mlserverless.cache import Cache
+from mlserverless.cache import Cache, Interrupted
 from mlserverless.errors import Unavailable
 
 BYTES = bytes(range(256)) * 40
@@ -124,21 +124,106 @@ def test_a_download_that_fails_leaves_nothing_and_the_next_one_is_whole(tmp_path
     assert BYTES == read(cache, Download())
 
 
-def test_a_download_that_was_given_up_cannot_write_into_the_next(tmp_path: Path) -> None:
-    """Its thread may still hold the file that it was writing."""
-    late: list[int] = []
+def interrupt(at: int) -> Callable[[BinaryIO], None]:
+    """A download that ends after so many bytes of the object."""
 
-    def give_up(file: BinaryIO) -> None:
-        late.append(os.dup(file.fileno()))
-        raise Unavailable("too long")
+    def fill(file: BinaryIO) -> None:
+        file.write(BYTES[file.tell() : at])
+        raise Interrupted("planted")
 
+    return fill
+
+
+def finish(file: BinaryIO) -> None:
+    """A download of the rest of the object, which must not be all of it."""
+    assert file.tell() > 0
+    file.write(BYTES[file.tell() :])
+
+
+def test_an_interrupted_download_is_continued_by_this_process_and_others(tmp_path: Path) -> None:
+    first, second = Cache(str(tmp_path)), Cache(str(tmp_path))
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for cache, at in ((first, 100), (second, 200), (first, 300)):
+        with pytest.raises(Interrupted):
+            read(cache, interrupt(at))
+        (part,) = tmp_path.glob("*/*.part")
+        assert BYTES[:at] == part.read_bytes()
+    assert BYTES == read(second, finish)
+    assert BYTES == read(first, Download(b"not called"))
+    assert [] == list(tmp_path.glob("*/*.part"))
+    assert descriptors + 2 == len(os.listdir("/proc/self/fd")), "each holds the file once"
+
+
+def test_of_another_version_nothing_is_continued(tmp_path: Path) -> None:
     cache = Cache(str(tmp_path))
+    with pytest.raises(Interrupted):
+        read(cache, interrupt(100))
+    assert BYTES == read(cache, Download(), version="2")
+    assert 1 == len(files(tmp_path))
+
+
+def test_a_continued_download_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    cache = Cache(str(tmp_path))
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(Interrupted):
+        read(cache, interrupt(100))
+
+    def fail(_: BinaryIO) -> None:
+        raise Unavailable("planted")
+
     with pytest.raises(Unavailable):
-        read(cache, give_up)
+        read(cache, fail)
+    assert [] == files(tmp_path)
+    assert descriptors == len(os.listdir("/proc/self/fd"))
     assert BYTES == read(cache, Download())
-    os.write(late[0], b"late")
-    os.close(late[0])
-    assert BYTES == read(cache, Download())
+
+
+DIE = (
+    "import os, sys\n"
+    "from mlserverless.cache import Cache, Interrupted\n"
+    "def fill(file):\n"
+    "    file.write(b'x' * 50)\n"
+    "    if sys.argv[2] == 'while it fills':\n"
+    "        os._exit(1)\n"
+    "    raise Interrupted('planted')\n"
+    "try:\n"
+    "    Cache(sys.argv[1]).open('model', '1', 10240, fill, 5)\n"
+    "except Interrupted:\n"
+    "    os._exit(1)\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("when", "is_shared"),
+    [("while it fills", False), ("while it fills", True), ("between two calls", False)],
+)
+def test_what_a_dead_process_has_left_of_a_download_is_not_continued(
+    tmp_path: Path, when: str, is_shared: bool
+) -> None:
+    """Also where a living process holds the same part: it may lack bytes in its middle."""
+    cache = Cache(str(tmp_path))
+    if is_shared:
+        with pytest.raises(Interrupted):
+            read(cache, interrupt(100))
+    command = [sys.executable, "-c", DIE, str(tmp_path), when]
+    done = subprocess.run(command, env={"PYTHONPATH": str(ROOT / "handler")}, check=False)
+    assert 1 == done.returncode
+    assert 1 == len(list(tmp_path.glob("*/*.part")))
+    download = Download()
+    assert BYTES == read(cache, download)
+    assert 1 == download.times
+
+
+def test_what_is_forgotten_is_downloaded_again(tmp_path: Path) -> None:
+    cache, download = Cache(str(tmp_path)), Download()
+    cache.forget("model")
+    descriptors = len(os.listdir("/proc/self/fd"))
+    assert BYTES == read(cache, download)
+    cache.forget("model")
+    assert [] == files(tmp_path)
+    assert descriptors == len(os.listdir("/proc/self/fd"))
+    assert BYTES == read(cache, download)
+    assert 2 == download.times
 
 
 def test_of_one_object_one_version_stays(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def cloud(digits: Path) -> Iterator[S3Server]:
     assert digits.exists()
     built_layout(str(python_of_lambda()))
     with S3Server().running() as server:
-        server.client().create_bucket(Bucket=BUCKET)
+        server.client.create_bucket(Bucket=BUCKET)
         yield server
 
 
@@ -68,7 +68,7 @@ def client(cloud: S3Server, service: Literal["iam", "lambda"]) -> Any:
 
 def stored(cloud: S3Server, place: dict[str, str]) -> zipfile.ZipFile:
     """What was uploaded for a resource."""
-    answer = cloud.client().get_object(Bucket=place["S3Bucket"], Key=place["S3Key"])
+    answer = cloud.client.get_object(Bucket=place["S3Bucket"], Key=place["S3Key"])
     return zipfile.ZipFile(io.BytesIO(answer["Body"].read()))
 
 

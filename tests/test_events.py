@@ -36,7 +36,30 @@ def path_of(event: dict[str, Any]) -> str:
         ("/base/path/v2/models/m", "/v2/models/m"),
         ("/production/v20", "/production/v20"),
         ("/prodv2/v2x", "/prodv2/v2x"),
+        ("/v2/", "/v2/"),
+        ("/prod/v2", "/v2"),
+        ("/v2/v2", "/v2"),
+        ("/v2/v2/", "/v2/"),
+        ("/fraud/v2/v2", "/v2"),
+        ("/v2/v2/v2/docs", "/v2/docs"),
+        ("/v2/v2/models/m/ready", "/v2/models/m/ready"),
+        ("/v2/v2/health/live/", "/v2/health/live/"),
+        ("/v2/v2/repository/index", "/v2/repository/index"),
+        ("/fraud/v2/v2/models/m/infer", "/v2/models/m/infer"),
+        ("/v2/fraud/v2/models/v2/infer", "/v2/models/v2/infer"),
+        ("/models/v2/v2/models/m", "/v2/models/m"),
+        ("/v2/v2/models/v2/versions/v2/ready", "/v2/models/v2/versions/v2/ready"),
+        ("/v2/models/v2", "/v2/models/v2"),
+        ("/v2/models/v2/", "/v2/models/v2/"),
         ("/v2/models/v2/infer", "/v2/models/v2/infer"),
+        ("/v2/models/m/versions/v2", "/v2/models/m/versions/v2"),
+        ("/v2/models/m/versions/v2/infer", "/v2/models/m/versions/v2/infer"),
+        ("/v2/models/v2/versions/v2/ready", "/v2/models/v2/versions/v2/ready"),
+        ("/v2/repository/models/v2/load", "/v2/repository/models/v2/load"),
+        ("/v2/models/m/v2", "/v2/models/m/v2"),
+        ("/prod/v2/models/a%2Fv2/infer", "/v2/models/a%2Fv2/infer"),
+        ("/prod/v2/nonsense", "/v2/nonsense"),
+        ("/v2/modelsx/v2/models", "/v2/models"),
         ("", "/"),
         ("/", "/"),
         ("no-slash", "no-slash"),
@@ -46,9 +69,23 @@ def test_a_stage_or_base_path_goes_on_a_segment_border(path: str, expected: str)
     assert [expected] * 2 == [path_of(v2(path)), path_of(rest(path))]
 
 
+@pytest.mark.parametrize("base", ["", "/v2", "/fraud", "/fraud/v2", "/v2/fraud", "/v2/v2"])
+@pytest.mark.parametrize("name", ["v2", "m", "models", "health"])
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_every_route_is_found_behind_every_base_path(base: str, name: str, slash: str) -> None:
+    model = f"/v2/models/{name}"
+    for route in (
+        "/v2", "/v2/docs", "/v2/docs/dataplane.json", "/v2/health/live", "/v2/repository/index",
+        f"/v2/repository/models/{name}/load", model, f"{model}/ready", f"{model}/infer",
+        f"{model}/docs/dataplane.json", f"{model}/versions/v2", f"{model}/versions/{name}/infer",
+    ):  # fmt: skip
+        assert [route + slash] * 2 == [path_of(event(base + route + slash)) for event in (v2, rest)]
+
+
 def test_a_stage_called_v2_is_still_a_stage() -> None:
-    event = rest("/v2/v2/health/live", requestContext={"stage": "v2"})
-    assert "/v2/health/live" == path_of(event)
+    for path in ("/v2/v2/health/live", "/v2/health/live"):
+        event = rest(path, requestContext={"stage": "v2"})
+        assert "/v2/health/live" == path_of(event)
 
 
 @pytest.mark.parametrize(
@@ -151,18 +188,60 @@ def test_a_body_that_cannot_be_decoded_is_the_senders_error(changes: dict[str, A
         events.normal(v2(**changes))
 
 
-@pytest.mark.parametrize(
-    ("body", "status"),
-    [
-        ("x" * 100, 200),
-        ("x" * (events.ANSWER_LIMIT - 200), 200),
-        ("x" * events.ANSWER_LIMIT, 413),
-        ('"' * (events.ANSWER_LIMIT // 2), 413),
-    ],
-)
-def test_an_answer_is_measured_as_it_leaves(body: str, status: int) -> None:
-    answer = {"statusCode": 200, "headers": {}, "body": body, "isBase64Encoded": False}
-    carried = events.carried(answer)
-    assert status == carried["statusCode"]
-    if status == 413:
-        assert "binary_data_output" in carried["body"]
+NO_METHOD: dict[str, dict[str, Any]] = {
+    "alb": {"requestContext": {"elb": {}}, "path": "/v2", "headers": {}},
+    "alb, many values": {"requestContext": {"elb": {}}, "path": "/v2", "multiValueHeaders": {}},
+    "rest": {"requestContext": {"stage": "prod"}, "path": "/v2", "multiValueHeaders": {}},
+    "http": {"version": "2.0", "requestContext": {"http": {"path": "/v2"}}},
+}
+
+
+@pytest.mark.parametrize("name", NO_METHOD)
+def test_an_error_has_the_format_of_its_sender_also_without_a_method(name: str) -> None:
+    event = NO_METHOD[name]
+    assert events.normal(event) is None
+    response = events.shaped(events.refusal(event), event)
+    headers = "multiValueHeaders" if name == "alb, many values" else "headers"
+    assert {"statusCode", headers, "body", "isBase64Encoded"} == response.keys()
+    expected: Any = ["application/json"] if headers == "multiValueHeaders" else "application/json"
+    assert expected == response[headers]["content-type"]
+
+
+def alb(**changes: Any) -> dict[str, Any]:
+    return {"httpMethod": "GET", "path": "/v2", "requestContext": {"elb": {}}, **changes}
+
+
+SENDERS: dict[str, tuple[dict[str, Any], int]] = {
+    "HTTP API": (v2(), 6_291_456),
+    "REST API": (rest(), 6_291_456),
+    "ALB": (alb(headers={}), 1_048_576),
+    "ALB with multi-value headers": (alb(multiValueHeaders={"accept": ["*/*"]}), 1_048_576),
+}
+
+
+@pytest.mark.parametrize("sender", SENDERS)
+@pytest.mark.parametrize("character", ["x", '"', "\u0001"])
+def test_a_response_is_measured_as_it_leaves(sender: str, character: str) -> None:
+    """To the byte: as JSON, with its headers in the format of its sender."""
+    event, limit = SENDERS[sender]
+    normal = events.normal(event)
+    assert normal is not None
+
+    def response(body: str) -> dict[str, Any]:
+        headers = {"content-type": "application/json"}
+        return {"statusCode": 200, "headers": headers, "body": body, "isBase64Encoded": False}
+
+    def size(body: str) -> int:
+        return len(orjson.dumps(events.shaped(response(body), event)))
+
+    each = size(character) - size("")
+    fits = (limit - size("")) // each
+    largest = character * fits + "x" * (limit - size(character * fits))
+    assert limit == size(largest)
+    assert 200 == events.carried(response(largest), normal)["statusCode"]
+    refused = events.carried(response(largest + "x"), normal)
+    assert 413 == refused["statusCode"]
+    assert f"{limit + 1} bytes and Lambda carries {limit}" in refused["body"]
+    assert "binary_data_output" in refused["body"]
+    assert 413 == events.carried(response("x" * 2 * limit), normal)["statusCode"]
+    assert 200 == events.carried(response("x" * 100), normal)["statusCode"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import time
@@ -14,11 +15,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import snapshot_restore_py as hooks
 from sklearn.dummy import DummyClassifier
 
 from aws import BUCKET, S3Server
 from conftest import ROOT, MakeModel
-from mlserverless import main
+from doors import http_api, through
+from mlserverless import deadline, main
+from mlserverless.repository import FolderRepository
 from mlserverless.settings import Settings
 
 EVENTS = sorted((ROOT / "events").glob("*.json"))
@@ -193,13 +197,70 @@ def test_the_first_request_loads_the_model_from_s3_and_the_second_asks_nothing(
     for file in ("model-settings.json", "mnist-svm.joblib"):
         s3.put(f"models/mnist-svm/{file}", (digits / file).read_bytes())
     s3.asked.clear()
-    door = main.Door(Settings(model_repository_root=f"s3://{BUCKET}/models"))
+    door = main.Door(
+        Settings(model_repository_root=f"s3://{BUCKET}/models", cache_folder=s3.cache_folder)
+    )
     assert [] == s3.asked
     first = door(event("http-api-infer"), CONTEXT)
     assert PREDICTED == json.loads(first["body"])
     assert 3 == len(s3.asked), "one listing, one settings file, one artefact"
     assert first == door(event("http-api-infer"), CONTEXT)
     assert 3 == len(s3.asked)
+
+
+def test_a_download_that_takes_longer_than_the_function_succeeds_at_last(
+    s3: S3Server, digits: Path
+) -> None:
+    """Each invocation continues it; a response says how far it is."""
+    for file in ("model-settings.json", "mnist-svm.joblib"):
+        s3.put(f"mnist-svm/{file}", (digits / file).read_bytes())
+    size = (digits / "mnist-svm.joblib").stat().st_size
+    handler = main.Door(
+        Settings(model_repository_root=f"s3://{BUCKET}", cache_folder=s3.cache_folder)
+    )
+    assert 404 == through(handler, http_api)("GET", "/v2/models/nope").status, "all is imported"
+    s3.end, s3.rate = ".joblib", size
+    responses = []
+    for _ in range(10):
+        context = SimpleNamespace(get_remaining_time_in_millis=lambda: 900)
+        responses.append(handler(event("http-api-infer"), context))
+        if responses[-1]["statusCode"] == 200:
+            break
+        assert (503, "1") == (responses[-1]["statusCode"], responses[-1]["headers"]["retry-after"])
+    assert PREDICTED == json.loads(responses[-1]["body"])
+    arrived = re.findall(r"(\d+) of \d+ bytes of the artifact", json.dumps(responses))
+    assert s3.ranges
+    assert [f"bytes={each}-" for each in arrived] == s3.ranges
+
+
+@pytest.mark.parametrize(
+    ("initialization", "seconds"),
+    [("on-demand", 6.0), ("provisioned-concurrency", 100.0), ("snap-start", 100.0), (None, None)],
+)
+def test_init_waits_for_s3_no_longer_than_lambda_waits_for_init(
+    make_model: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+    initialization: str | None,
+    seconds: float | None,
+) -> None:
+    """It ends INIT after 10 s, or 130 s, and starts it again."""
+    monkeypatch.setattr(hooks, "_before_snapshot_registry", [])
+    monkeypatch.setattr(hooks, "_after_restore_registry", [])
+    monkeypatch.delenv("AWS_LAMBDA_INITIALIZATION_TYPE", raising=False)
+    if initialization is not None:
+        monkeypatch.setenv("AWS_LAMBDA_INITIALIZATION_TYPE", initialization)
+    left: list[float] = []
+    make_model("m", b"")
+    declared = FolderRepository.models
+
+    def models(*arguments: Any) -> Any:
+        left.append(deadline.left(1e6))
+        return declared(*arguments)
+
+    monkeypatch.setattr(FolderRepository, "models", models)
+    root = str(make_model("n", b""))
+    main.Door(Settings(model_repository_root=root, load_models_at_startup=True))
+    assert (seconds or 1e6) == pytest.approx(left[0], abs=1)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +272,7 @@ def test_s3s_bad_days_are_a_500_or_a_503_and_the_next_request_tries_again(
 ) -> None:
     for file in ("model-settings.json", "mnist-svm.joblib"):
         s3.put(f"mnist-svm/{file}", (digits / file).read_bytes())
-    door = main.Door(Settings(model_repository_root=f"s3://{BUCKET}"))
+    door = main.Door(Settings(model_repository_root=f"s3://{BUCKET}", cache_folder=s3.cache_folder))
     s3.fault = fault
     answer = door(event("http-api-infer"), CONTEXT)
     assert (status, retry) == (answer["statusCode"], answer["headers"].get("retry-after"))

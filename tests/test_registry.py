@@ -26,7 +26,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.preprocessing import FunctionTransformer
 
 from aws import BUCKET, S3Server
-from conftest import IMPLEMENTATION, ROOT, MakeModel, declare
+from conftest import IMPLEMENTATION, ONLY_DISK, ROOT, MakeModel, declare
 from mlserverless import deadline
 from mlserverless import registry as room
 from mlserverless.errors import ModelLoadError, NotFound, RepositoryError, Unavailable
@@ -38,7 +38,8 @@ MODEL = DummyClassifier().fit([[0.0]], [0])
 
 
 def opened(root: object, **settings: Any) -> Registry:
-    return Registry(open_repository(str(root)), Settings(**settings))
+    folder = os.environ.get("MLSERVERLESS_CACHE_FOLDER", "")  # of the test's S3
+    return Registry(open_repository(str(root), folder), Settings(**settings))
 
 
 @pytest.fixture
@@ -848,7 +849,7 @@ def test_a_first_request_costs_the_same_among_many_models(s3: S3Server, digits: 
     for number in range(30):
         other = {"name": f"m{number}", "implementation": IMPLEMENTATION}
         s3.put(f"models/m{number}/model-settings.json", json.dumps(other).encode())
-    registry = Registry(open_repository(f"s3://{BUCKET}/models"), Settings())
+    registry = opened(f"s3://{BUCKET}/models")
     s3.asked.clear()
     model = registry.get(registry.find("mnist-svm", "v0.1.0"))
     assert 3 == len(s3.asked), "one listing, one settings file, one artefact"
@@ -937,9 +938,44 @@ def test_a_model_that_goes_away_before_its_load_is_not_found(s3: S3Server) -> No
     registry = opened(f"s3://{BUCKET}")
     entry = registry.find("m")
     s3.put("m/model.joblib", b"another")
-    s3.client().delete_object(Bucket=BUCKET, Key="m/model-settings.json")
+    s3.client.delete_object(Bucket=BUCKET, Key="m/model-settings.json")
     with pytest.raises(NotFound, match="Model m not found"):
         registry.get(entry)
+
+
+@pytest.mark.parametrize("defect", ["corrupt", "another digest", "missing"])
+@pytest.mark.parametrize("mode", ["none", "explicit", "poll"])
+def test_an_object_that_failed_to_load_is_read_again_once_it_was_replaced(
+    s3: S3Server, pass_time: Callable[[float], None], defect: str, mode: str
+) -> None:
+    put_version(s3, 3)
+    if defect == "missing":
+        s3.client.delete_object(Bucket=BUCKET, Key="m/model.joblib")
+    else:
+        raw = s3.client.get_object(Bucket=BUCKET, Key="m/model.joblib")["Body"].read()
+        s3.put("m/model.joblib", b"-corrupt-" if defect == "corrupt" else raw + b"-")
+    registry = opened(f"s3://{BUCKET}", model_control_mode=mode, poll_seconds=7200)
+    for _ in range(2):
+        with pytest.raises(ModelLoadError):
+            answer_of(registry)
+        left = Path(s3.cache_folder or "/nowhere").glob("*/*")
+        assert {".lock"} >= {path.suffix for path in left}, "no bytes that failed"
+        pass_time(room.RETRY_AFTER)
+    put_version(s3, 7)
+    assert 7 == answer_of(registry)
+
+
+def test_a_good_object_is_read_again_only_after_a_while(s3: S3Server) -> None:
+    put_version(s3, 3)
+    s3.put("m/model.joblib", b"-corrupt-")
+    registry = opened(f"s3://{BUCKET}")
+    with pytest.raises(ModelLoadError):
+        answer_of(registry)
+    put_version(s3, 7)
+    s3.asked.clear()
+    with pytest.raises(ModelLoadError):
+        answer_of(registry)
+    assert [] == s3.asked
 
 
 # ── memory ──────────────────────────────────────────────────────────────────────────────
@@ -1104,8 +1140,9 @@ def test_loads_unloads_and_questions_at_once_leave_a_registry_that_serves(
         assert registry.get(registry.find(name)).methods
 
 
+@ONLY_DISK
 def test_processes_that_share_a_machine_download_a_model_once_and_load_it_once_each(
-    s3: S3Server, repository: Path, tmp_path: Path
+    s3: S3Server, repository: Path
 ) -> None:
     """As in an environment of Lambda that runs several, each with many first requests."""
     for file in (repository / "mnist-svm").iterdir():
@@ -1126,7 +1163,6 @@ def test_processes_that_share_a_machine_download_a_model_once_and_load_it_once_e
     environment = {
         "PYTHONPATH": str(ROOT / "handler"),
         "MLSERVER_MODEL_REPOSITORY_ROOT": f"s3://{BUCKET}",
-        "TMPDIR": str(tmp_path),
         **s3.environment,
     }
     pipe = subprocess.PIPE

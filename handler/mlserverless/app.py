@@ -155,7 +155,7 @@ def _guarded(route: str, endpoint: Endpoint, answer_limit: int | None) -> Endpoi
         line = _line(request)
         line.route = route
         try:
-            return _carried(await endpoint(request), answer_limit)
+            return _carried(await endpoint(request), answer_limit, request)
         except MLServerlessError as error:
             if error.status >= 500:
                 line.error = str(error)
@@ -170,9 +170,11 @@ def _guarded(route: str, endpoint: Endpoint, answer_limit: int | None) -> Endpoi
     return guarded
 
 
-def _carried(answer: Response, limit: int | None) -> Response:
+def _carried(answer: Response, limit: int | None, request: Request) -> Response:
     if limit is not None and len(answer.body) > limit:
-        raise AnswerTooLarge(len(answer.body), limit)
+        # the sender of an event may accept less than Lambda carries
+        event = request.scope.get("aws.event", {})
+        raise AnswerTooLarge(len(answer.body), event.get("response_limit", limit))
     return answer
 
 
@@ -209,8 +211,6 @@ _SWIFT: Final = 2.0  # milliseconds
 _PROVEN: Final = 16  # requests
 _PATIENCE: Final = 25.0  # seconds that a request may wait for S3: its gateway gives up after 29
 _THREADS: Final = 40  # requests of a server that wait for models at the same time
-_LONGEST: Final = 900.0  # seconds that Lambda gives a function at most
-_MARGIN: Final = 0.5  # seconds of a function's time that an answer needs to get out
 _WORKERS: Final = 4  # predictions of a function, those that were given up among them
 
 
@@ -407,7 +407,7 @@ class _Service:
         if self.threads:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self.workers, _by, until, work, *arguments)
-        seconds = _seconds_left(request)
+        seconds = deadline.seconds_left(request.scope.get("aws.context"))
         if seconds is None:
             return _by(until, work, *arguments)
         until = min(until, time.monotonic() + seconds)
@@ -437,13 +437,6 @@ class _Unread(TooLarge):
     def headers(self) -> Mapping[str, str]:
         """That it ends."""
         return {"Connection": "close"}
-
-
-def _seconds_left(request: Request) -> float | None:
-    """Until Lambda ends the function, less what an answer needs; None where nobody does."""
-    ask = getattr(request.scope.get("aws.context"), "get_remaining_time_in_millis", None)
-    left = ask() if callable(ask) else None
-    return max(0.0, min(left / 1000, _LONGEST) - _MARGIN) if isinstance(left, int | float) else None
 
 
 def _json(value: Any, status: int = 200) -> Response:

@@ -1,9 +1,10 @@
-"""Artefacts on a disk that the processes of one machine share: each is downloaded once.
+"""Artifacts on a disk that the processes of one machine share: each is downloaded once.
 
-A file has its name only when it is whole, and is used only while a living process holds it:
-what a dead one has left is no more than what stands in the way. Whoever waits does so on a lock
-that the kernel takes back from the dead. Nothing is synced: a machine that stops loses its
-disk's promises and every process that would read them together.
+A complete file has its final name, and is used only while a living process holds a lock on it. A
+file that a dead process has left is not trusted, but replaced. The part of an interrupted download
+has the suffix `.part`, and is continued under the same rule. Processes wait for each other on a
+lock that the kernel releases when its process dies. Nothing is synced to disk: a machine that stops
+loses the files and all processes that could read them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from mlserverless.errors import Unavailable
 _PAUSE: Final = 0.005  # seconds between two looks whether a lock is free
 
 
+class Interrupted(Unavailable):
+    """A download ended early; the bytes that have arrived are right, and it can be continued."""
+
+
 class Cache:
     """A folder of this user's own below `folder`, for objects by name and version."""
 
@@ -34,17 +39,19 @@ class Cache:
     def open(
         self, name: str, version: str, size: int, fill: Callable[[BinaryIO], None], wait: float
     ) -> BinaryIO | None:
-        """The bytes of an object, `size` of them; None where the disk cannot take them.
+        """Return an object's bytes, `size` of them, or None if the disk cannot hold them.
 
-        Whoever comes first lets `fill` write them, and what it raises is raised; the others wait,
-        at most `wait` seconds: Unavailable then.
+        One process at a time calls `fill`, which writes them from the file's position on; what it
+        raises is raised. If that is Interrupted, the bytes are retained and the next call
+        continues after them. The other processes wait, at most `wait` seconds; then Unavailable
+        is raised. `fill` must not write after it has ended.
         """
         stem = os.path.join(self._folder, _digest(name))
         path = f"{stem}-{_digest(version)}"
         try:
             self._make_folder()
             with _locked(f"{stem}.lock", wait):
-                self._keep(name, path, _held(path) or _filled(path, size, fill))
+                self._keep(name, path, _held(path) or self._filled(name, path, size, fill))
                 return open(path, "rb")
         except OSError:  # full, read-only, or somebody else's
             return None
@@ -56,6 +63,41 @@ class Cache:
         status = os.lstat(self._folder)
         if status.st_uid != os.geteuid() or status.st_mode & 0o177077 != 0o040000:
             raise PermissionError
+
+    def forget(self, name: str) -> None:
+        """Close and delete what this process holds of an object."""
+        path, holder = self._kept.pop(name, ("", None))
+        if holder is not None:
+            holder.close()
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def _filled(
+        self, name: str, path: str, size: int, fill: Callable[[BinaryIO], None]
+    ) -> BinaryIO:
+        """Return the file, filled now and held."""
+        part = f"{path}.part"
+        file = _opened_part(part, size)
+        try:
+            received = file.seek(0, os.SEEK_END)
+            # A part has its whole length while it is filled: if the process dies then, the other
+            # processes can tell.
+            os.ftruncate(file.fileno(), size)
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk fails before S3 is called
+            file.seek(received)
+            fill(file)
+            os.replace(part, path)
+        except Interrupted:
+            file.truncate()
+            self._keep(name, part, file)
+            raise
+        except BaseException:
+            file.close()
+            os.unlink(part)
+            if self._kept.get(name, ("", None))[0] == part:
+                self.forget(name)
+            raise
+        return file
 
     def _keep(self, name: str, path: str, holder: BinaryIO) -> None:
         """Hold a version as long as this process lives, or until it holds the next one."""
@@ -94,10 +136,10 @@ def _locked(path: str, wait: float) -> Iterator[None]:
         yield
 
 
-def _held(path: str) -> BinaryIO | None:
-    """The file, held by this process too, if another one that lives does."""
+def _held(path: str, mode: str = "rb") -> BinaryIO | None:
+    """Open and hold a file that a living process holds; return None if no process does."""
     try:
-        file = open(path, "rb")  # noqa: SIM115 - kept open: that is what holds it
+        file: BinaryIO = open(path, mode, buffering=0)  # type: ignore[assignment] # noqa: SIM115 - an open file holds it
     except FileNotFoundError:
         return None
     if _locks(file, fcntl.LOCK_EX) or not _locks(file, fcntl.LOCK_SH):
@@ -106,19 +148,18 @@ def _held(path: str) -> BinaryIO | None:
     return file
 
 
-def _filled(path: str, size: int, fill: Callable[[BinaryIO], None]) -> BinaryIO:
-    """The file, filled now and held."""
-    part = f"{path}.part"
-    with suppress(FileNotFoundError):  # of one that died, or was given up and may still write
-        os.unlink(part)
-    file = open(part, "xb", buffering=0)  # noqa: SIM115 - kept open: that is what holds it
-    try:
-        os.posix_fallocate(file.fileno(), 0, size)  # a full disk says so before S3 is asked
-        fill(file)
-        fcntl.flock(file, fcntl.LOCK_SH)
-        os.replace(part, path)
-    except BaseException:
+def _opened_part(part: str, size: int) -> BinaryIO:
+    """Open the part of an object that an interrupted download has left, else an empty file.
+
+    It is trusted if a living process holds it, and if no process died while it filled it.
+    """
+    file = _held(part, "rb+")
+    if file is not None:
+        if os.fstat(file.fileno()).st_size < size:
+            return file
         file.close()
+    with suppress(FileNotFoundError):
         os.unlink(part)
-        raise
+    file = open(part, "xb", buffering=0)  # noqa: SIM115 - an open file holds it
+    fcntl.flock(file, fcntl.LOCK_SH)  # of a new file, which no other process knows
     return file

@@ -22,6 +22,9 @@ Event = dict[str, Any]
 Answer = dict[str, Any]
 
 ANSWER_LIMIT: Final = 6 * 1024 * 1024  # bytes of a whole answer, as JSON, that Lambda carries
+ALB_RESPONSE_LIMIT_BYTES: Final = 1024 * 1024  # the same behind an Application Load Balancer
+# Escaping makes at most six bytes of one; 4,096 are more than all else in a response needs.
+_ALWAYS_CARRIED_BYTES: Final = (ALB_RESPONSE_LIMIT_BYTES - 4096) // 6
 
 _ONCE: Final = frozenset({"host", "x-forwarded-port"})  # Mangum joins what comes twice
 _HOST: Final = re.compile(r"[A-Za-z0-9_.-]+(:\d{1,5})?")
@@ -29,22 +32,27 @@ _BATCH: Final = 10_000  # records of a batch, at most
 _IDENTIFIER: Final = 200  # characters of a record's, at most
 _PORT: Final = re.compile(r"\d{1,5}")
 _ID: Final = re.compile(r"[A-Za-z0-9_=:/+-]{1,64}")
+# The first `/v2` that ends the path or has a route's next segment behind it. A stage or a base path
+# before it may be called `v2` too, and so may a model or a version behind it.
+_ROUTE: Final = re.compile(r"/v2(?=/(?:health|models|repository|docs)(?:/|\Z)|/*+\Z)")
 
 
-def _asked(event: Any) -> tuple[str, str, str] | None:
-    """The sort of an HTTP event (2.0, 1.0 or alb), its method and path; None for any other."""
+def _sender(event: Any) -> str:
+    """Return the format of an HTTP event: 2.0, 1.0 or alb, or an empty string for other events."""
     context = event.get("requestContext") if isinstance(event, dict) else None
     if not isinstance(context, dict):
-        return None
-    http = context.get("http")
-    if isinstance(http, dict):
-        sort, method, path = "2.0", http.get("method"), http.get("path", event.get("rawPath"))
-    else:
-        sort = "alb" if "elb" in context else "1.0"
-        method, path = event.get("httpMethod"), event.get("path")
-    if not isinstance(method, str) or not method or not isinstance(path, str | None):
-        return None
-    return sort, method, path or "/"
+        return ""
+    if isinstance(context.get("http"), dict):
+        return "2.0"
+    return "alb" if "elb" in context else "1.0"
+
+
+def _request_line(event: Any, sender: str) -> tuple[object, object]:
+    """Return the method and the path of an HTTP event, as they are."""
+    if sender == "2.0":
+        http = event["requestContext"]["http"]
+        return http.get("method"), http.get("path", event.get("rawPath"))
+    return event.get("httpMethod"), event.get("path")
 
 
 def normal(event: Any) -> Event | None:
@@ -52,30 +60,35 @@ def normal(event: Any) -> Event | None:
 
     Its body is bytes. Raises BadRequest for an HTTP request that cannot be read.
     """
-    asked = _asked(event)
-    if asked is None:
+    sender = _sender(event)
+    if not sender:
         return None
-    sort, method, path = asked
-    path = _path(path, event["requestContext"].get("stage"))
+    method, path = _request_line(event, sender)
+    if not isinstance(method, str) or not method or not isinstance(path, str | None):
+        return None
+    path = _path(path or "/")
     common = {"headers": _headers(event.get("headers")), "body": _body(event)}
-    if sort == "2.0":
+    if sender == "2.0":
         request = {"method": method, "path": path, "sourceIp": ""}
         return {**common, "version": "2.0", "requestContext": {"http": request}}
     common |= {"httpMethod": method, "path": path}
     many = event.get("multiValueHeaders")
     if isinstance(many, dict):
         common["multiValueHeaders"] = _many_headers(many)
-    if sort == "alb":
-        return {**common, "requestContext": {"elb": {}}}
+    if sender == "alb":
+        limit = {"response_limit": ALB_RESPONSE_LIMIT_BYTES}
+        return {**common, **limit, "requestContext": {"elb": {}}}
     return {**common, "resource": "", "requestContext": {}}
 
 
 def shaped(answer: Answer, event: Any) -> Answer:
-    """The answer as this event's sender reads it, whoever has made it."""
-    sort, method, _ = _asked(event) or ("", "", "")
-    if method == "HEAD":
+    """Return the response in the format of its sender, also if the event is not well-formed."""
+    sender = _sender(event)
+    if not sender:
+        return answer
+    if _request_line(event, sender)[0] == "HEAD":
         answer["body"] = ""
-    if sort == "alb" and "headers" in answer and isinstance(event.get("multiValueHeaders"), dict):
+    if sender == "alb" and "headers" in answer and isinstance(event.get("multiValueHeaders"), dict):
         headers = answer.pop("headers")
         answer["multiValueHeaders"] = {name: [text] for name, text in headers.items()}
     return answer
@@ -99,11 +112,12 @@ def gateway_id(event: object) -> str | None:
     return found if isinstance(found, str) and _ID.fullmatch(found) else None
 
 
-def _path(path: str, stage: object) -> str:
-    """What stands from `/v2` on: a stage or a base path before it goes, segment by segment."""
-    segments = path.split("/")
-    if isinstance(stage, str) and segments[1:3] == [stage, "v2"]:
-        return "/" + "/".join(segments[2:])
+def _path(path: str) -> str:
+    """Return the path from `/v2` on, without a stage or a base path before it."""
+    found = _ROUTE.search(path)
+    if found is not None:
+        return path[found.start() :]
+    segments = path.split("/")  # no route: a 404, whatever is cut off
     if "v2" in segments:
         return "/" + "/".join(segments[segments.index("v2") :])
     return path
@@ -157,7 +171,12 @@ def refusal(event: object) -> Answer:
     A batch of records (SQS, Kinesis, DynamoDB) gets every one of them back as failed, so
     that nothing is deleted unread. An empty identifier says so of the whole batch.
     """
-    answer = failure(BadRequest("this event is no HTTP request; send one of the V2 routes"))
+    answer = failure(
+        BadRequest(
+            "this event is no HTTP request; send one of the V2 routes, or "
+            '{"mlserverless": "load"} to load the models'
+        )
+    )
     records = event.get("Records") if isinstance(event, dict) else None
     if isinstance(records, list):
         failed = [_identifier(each) for each in records] if len(records) <= _BATCH else [""]
@@ -186,13 +205,13 @@ def failure(error: MLServerlessError) -> Answer:
     }
 
 
-def carried(answer: Answer) -> Answer:
-    """The answer, or a 413 in its place when Lambda would drop it for its size."""
+def carried(answer: Answer, event: Event) -> Answer:
+    """Return the response, or a 413 if it is too large for the sender of a normal event."""
     size = len(answer["body"])
-    # escaping makes at most six bytes of one; below that nothing needs to be measured
-    if size * 6 < ANSWER_LIMIT:
+    if size < _ALWAYS_CARRIED_BYTES:
         return answer
-    if size <= ANSWER_LIMIT:  # else it would only be copied, to be told what is known
+    limit = event.get("response_limit", ANSWER_LIMIT)
+    if size <= limit:  # else it would only be copied, to be told what is known
         memory.check(memory.of_text(answer["body"]))
-        size = len(orjson.dumps(answer))
-    return answer if size <= ANSWER_LIMIT else failure(AnswerTooLarge(size, ANSWER_LIMIT))
+        size = len(orjson.dumps(shaped(dict(answer), event)))
+    return answer if size <= limit else failure(AnswerTooLarge(size, limit))

@@ -10,12 +10,13 @@ from mlserverless import imports  # noqa: F401 # isort: skip # first: what async
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 from mangum import Mangum
 
-from mlserverless import events, memory, snapshot
+from mlserverless import deadline, direct, events, memory, snapshot
 from mlserverless.app import create_app, internal_error
 from mlserverless.errors import MLServerlessError, SettingsError, TooLarge
 from mlserverless.journal import Journal, Line, places
@@ -27,6 +28,7 @@ from mlserverless.settings import (
     limit_threads,
     memory_of_function,
     name_of_function,
+    seconds_of_init,
     temporary_folder,
     trace_id,
     version_of_function,
@@ -71,7 +73,8 @@ class Door:
         asyncio.set_event_loop(self.loop)  # each thread has its own, and Mangum asks for one
         self.mangum = Mangum(app, lifespan="off")
         if settings.load_models_at_startup:
-            self.registry.load_all()
+            with deadline.until(time.monotonic() + seconds_of_init()):
+                self.registry.load_all()
         snapshot.register(self.registry, fail_on_error=settings.fail_snapshot_on_error)
 
     def __call__(self, event: Any, context: Any) -> events.Answer:
@@ -86,11 +89,15 @@ class Door:
         try:
             normal = events.normal(event)
             if normal is None:
+                if direct.is_load(event):
+                    return direct.load(self.registry, event, deadline.seconds_left(context))
                 return events.refusal(event)
             normal["line"] = line
             asyncio.set_event_loop(self.loop)
-            return events.carried(self._applied(normal, context))
+            return events.carried(self._applied(normal, context), normal)
         except MLServerlessError as error:
+            if error.status >= 500:
+                line.error = str(error)
             return events.failure(error)
         except MemoryError:
             return events.failure(TooLarge("this request needs more memory than there is"))

@@ -471,6 +471,8 @@ class Registry:
         if failure is not None:
             if not isinstance(failure, NotFound | Unavailable):
                 log.error("%s", failure, extra={"fields": who | {"load_failures": 1}})
+            if isinstance(failure, ModelLoadError):
+                self._repository.forget(entry.settings)
             entry.outcome = _bare(failure)
             raise failure
         entry.failure, entry.outcome, entry.evicted = None, None, False
@@ -500,6 +502,8 @@ class Registry:
 
     def _fetch(self, entry: Entry) -> Artefact:
         """The artefact that lay beside the settings; these are read again when it is another."""
+        if entry.failure is not None:  # its settings and their listing are older than the failure
+            entry.settings = self._reread(entry.settings)
         for _ in range(_REREADS):
             try:
                 return self._repository.fetch(entry.settings)

@@ -10,17 +10,20 @@ from __future__ import annotations
 import io
 import os
 import posixpath
+import socket
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import repeat
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol, TypeVar
 
 from mlserverless import deadline
-from mlserverless.cache import Cache
+from mlserverless.cache import Cache, Interrupted
 from mlserverless.errors import (
     MLServerlessError,
     ModelLoadError,
@@ -29,18 +32,30 @@ from mlserverless.errors import (
     Unavailable,
     quote,
 )
-from mlserverless.settings import MODEL_SETTINGS_FILE, Listing, ModelSettings
+from mlserverless.settings import (
+    MODEL_SETTINGS_FILE,
+    Listing,
+    ModelSettings,
+    memory_of_function,
+)
 
 WELL_KNOWN: Final = ("model.joblib", "model.pickle", "model.pkl", "model.skops")
 
 _S3: Final = "s3://"
-# Seconds that S3 has for a question about models and for an artefact, retries and waits included;
-# less, where the request that waits has less.
-_QUESTION: Final = 8.0
-_DOWNLOAD: Final = 17.0
-_LISTING_THREADS: Final = 16
+# A call to S3 is given up if this time passes and fewer than _MIN_PROGRESS_BYTES arrive in it,
+# retries included. A request's own deadline ends the call earlier.
+_METADATA_STALL_SECONDS: Final = 8.0
+_DOWNLOAD_STALL_SECONDS: Final = 17.0
+_MIN_PROGRESS_BYTES: Final = 262_144
+MAX_CALL_SECONDS: Final = 900.0  # where no request waits (INIT, a poll): Lambda's longest timeout
+_HANG_UP_SECONDS: Final = 0.2  # for the last bytes of a connection that was shut down
+
+_MAX_LISTING_THREADS: Final = 16
+_MAX_LISTING_THREADS_BELOW_1_GB: Final = 4  # RLIMIT_DATA counts 8 MB for each thread's stack
 _LISTINGS: Final = 3  # tries to read settings that are being replaced
-_CHUNK: Final = 1 << 20  # bytes of a body at a time
+_CHUNK_BYTES: Final = 65_536  # of a body; a slow connection delivers at least these
+_TOO_LONG: Final = "S3 takes too long to respond"
+_MAX_PARTIAL_DOWNLOADS: Final = 4  # that are retained in memory, where there is no cache
 
 # What S3 says, and whose move it is. Anything else goes by its HTTP status.
 _NOT_THERE: Final = frozenset({"NoSuchKey", "404", "NotFound"})
@@ -60,6 +75,14 @@ class Stored(NamedTuple):
 
     etag: str
     size: int
+
+
+class S3Listing(dict[str, Stored]):
+    """Every object below `root`, an `s3://bucket/prefix/` URI: no other key exists there."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__()
+        self.root = root
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +118,9 @@ class Repository(Protocol):
     def stamp(self, model: ModelSettings) -> str:
         """The stamp that `fetch` would give, without its bytes; empty when it is not there."""
 
+    def forget(self, model: ModelSettings) -> None:
+        """Remove the model's artifact from the download cache, because it failed to load."""
+
     def reconnect(self) -> None:
         """Forget connections that a snapshot has kept."""
 
@@ -111,9 +137,12 @@ def open_repository(root: str, cache_folder: str = "") -> Repository:
 class _Sources(ABC):
     """Opens an artefact wherever its settings say it is; S3 is one client for all."""
 
-    def __init__(self, cache: Cache | None = None) -> None:
+    def __init__(self, root: str, cache: Cache | None = None) -> None:
+        self.root = root  # a folder's path or an `s3://bucket/prefix` URI
         self.s3 = S3()
         self._cache = cache
+        # the first bytes of artifacts whose download was interrupted, with their ETag, by URI
+        self._partial: dict[str, tuple[str, io.BytesIO]] = {}
 
     @abstractmethod
     def _places(self) -> tuple[list[str], Listing]:
@@ -130,8 +159,11 @@ class _Sources(ABC):
         return [self._read(place, listing) for place in places]
 
     def models(self, wanted: Wanted | None = None) -> list[ModelSettings]:
-        """What was found, in the order of the places; see Repository."""
+        """Every model below the root, else the one that MLSERVER_MODEL_* variables describe."""
         places, listing = self._places()
+        if not places:
+            alone = ModelSettings.from_environment(self.root)
+            return [replace(alone, listing=listing)] if alone else []
         read: dict[str, ModelSettings] = {}
         called_like_it = [
             place
@@ -179,54 +211,136 @@ class _Sources(ABC):
         """The stamp of what `fetch` would open; see Repository."""
         target = self._target(model)
         candidates = self._candidates(target, model)
-        for candidate in candidates:
-            if candidate in model.listing and model.listing[candidate].etag:
-                return str(model.listing[candidate].etag)
         if target.startswith(_S3):
-            return self._within(_QUESTION, _first, self.s3.stamp, candidates) or ""
+            found = self._located(candidates, model.listing)
+            return found[1].etag if found else ""
         return _first(_stamp_of, candidates) or ""
 
+    def forget(self, model: ModelSettings) -> None:
+        """Close and delete the downloaded artifact; see Repository."""
+        target = self._target(model)
+        if self._cache is not None and target.startswith(_S3):
+            for uri in self._candidates(target, model):
+                self._cache.forget(self._cache_key(uri))
+
+    def _located(self, candidates: list[str], listing: Listing) -> tuple[str, Stored] | None:
+        """Return the first candidate that exists; S3 is called only for what was not listed."""
+        for uri in candidates:
+            if uri in listing:
+                return uri, listing[uri]
+        if isinstance(listing, S3Listing):
+            candidates = [uri for uri in candidates if not uri.startswith(listing.root)]
+        if not candidates:
+            return None
+        return self._within(_METADATA_STALL_SECONDS, self._first_stored, candidates)
+
+    def _first_stored(self, candidates: list[str]) -> tuple[str, Stored] | None:
+        for uri in candidates:
+            stored = self.s3.describe(uri)
+            if stored is not None:
+                return uri, stored
+        return None
+
     def _downloaded(self, candidates: list[str], listing: Listing) -> Artefact | None:
-        """The first object of S3 that is there: the listing knows which, or S3 is asked."""
-        uri = next((each for each in candidates if each in listing), None)
-        if uri is None:
-            return self._within(_DOWNLOAD, _first, self.s3.open, candidates)
-        listed: Stored = listing[uri]
+        """Download the first candidate that exists, through the cache if there is one.
+
+        A download that ends early raises Interrupted; the next call continues it.
+        """
+        found = self._located(candidates, listing)
+        if found is None:
+            return None
+        uri, stored = found
 
         def fill(file: BinaryIO) -> None:
-            self._within(_DOWNLOAD, self.s3.copy, uri, listed, file)
+            try:
+                self._within(_DOWNLOAD_STALL_SECONDS, self.s3.copy, uri, stored, file)
+            except Replaced:
+                raise
+            except Unavailable as error:
+                received = file.tell()
+                if stored.etag and 0 < received < stored.size:
+                    raise Interrupted(
+                        f"{error}: {received} of {stored.size} bytes of the artifact have "
+                        "arrived; the next request continues the download"
+                    ) from error
+                raise
 
-        if self._cache is not None and listed.etag:
-            name, wait = f"{self.s3.endpoint} {uri}", deadline.left(_DOWNLOAD)
-            file = self._cache.open(name, listed.etag, listed.size, fill, wait)
-            if file is not None:
-                return Artefact(posixpath.basename(uri), file, listed.etag, listed.size)
-        return self._within(_DOWNLOAD, self.s3.open, uri, listed)
+        file = None
+        if self._cache is not None and stored.etag:
+            wait = deadline.left(MAX_CALL_SECONDS)
+            key = self._cache_key(uri)
+            file = self._cache.open(key, stored.etag, stored.size, fill, wait)
+        if file is None:
+            file = self._filled_in_memory(uri, stored, fill)
+        return Artefact(posixpath.basename(uri), file, stored.etag, stored.size)
 
-    def _within(self, seconds: float, work: Callable[..., T], *arguments: Any) -> T:
-        """What work returns or raises, or Unavailable when it takes longer than so many seconds.
+    def _cache_key(self, uri: str) -> str:
+        return f"{self.s3.endpoint} {uri}"
 
-        In a thread, for a peer that sends a byte now and then defeats every timeout of a socket.
+    def _filled_in_memory(
+        self, uri: str, stored: Stored, fill: Callable[[BinaryIO], None]
+    ) -> BinaryIO:
+        etag, file = self._partial.pop(uri, ("", io.BytesIO()))
+        if etag != stored.etag:
+            file = io.BytesIO()
+        try:
+            fill(file)
+        except Interrupted:
+            self._partial[uri] = stored.etag, file
+            for oldest in list(self._partial)[:-_MAX_PARTIAL_DOWNLOADS]:
+                self._partial.pop(oldest, None)
+            raise
+        except MemoryError:
+            self._partial.clear()
+            raise
+        file.seek(0)
+        return file
+
+    def _within(self, stall_seconds: float, work: Callable[..., T], *arguments: Any) -> T:
+        """Return or raise what `work` does, before the deadline of the request that waits.
+
+        Raises Unavailable at the deadline, or if fewer than _MIN_PROGRESS_BYTES arrive in
+        `stall_seconds`. `work` runs on a thread, because a server that sends one byte now and
+        then defeats the timeouts of a socket. After an error that thread sends and writes nothing.
         """
+        call = _Call()
         outcome: list[Any] = []
 
         def run() -> None:
+            _thread.call = call
             try:
                 outcome.append((True, work(*arguments)))
-            except BaseException as error:  # noqa: BLE001 - raised again, by whoever waits
+            except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
                 outcome.append((False, error))
 
         thread = threading.Thread(target=run, name="s3", daemon=True)
-        thread.start()
-        thread.join(deadline.left(seconds))
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise Unavailable(
+                "S3 cannot be called: no thread can be started in the memory of this process"
+            ) from error
+        left = deadline.left(MAX_CALL_SECONDS)
+        # the rest of the time is for the error, which must reach the client
+        end = time.monotonic() + left - min(left / 4, 2 * _HANG_UP_SECONDS)
+        while True:
+            received, seconds = call.received, end - time.monotonic()
+            thread.join(max(0.0, min(stall_seconds, seconds)))
+            has_stalled = call.received - received < _MIN_PROGRESS_BYTES
+            if outcome or seconds <= stall_seconds or has_stalled:
+                break
+        in_time = bool(outcome)
+        if not in_time:
+            call.hang_up()
+            thread.join(_HANG_UP_SECONDS)
+        call.end()
         if not outcome:
-            self.s3.hang_up(thread)
-            raise Unavailable("S3 takes too long to answer")
+            raise Unavailable(_TOO_LONG)
         returned, value = outcome[0]
-        if not returned:
-            raise value
-        found: T = value
-        return found
+        if returned:
+            found: T = value
+            return found
+        raise value if in_time else Unavailable(_TOO_LONG)
 
     @staticmethod
     def _target(model: ModelSettings) -> str:
@@ -292,16 +406,7 @@ class FolderRepository(_Sources):
     """Every `**/model-settings.json` under a folder."""
 
     def __init__(self, root: str, cache: Cache | None = None) -> None:
-        super().__init__(cache)
-        self.root = os.path.abspath(root)
-
-    def models(self, wanted: Wanted | None = None) -> list[ModelSettings]:
-        """What was found, else the one model that the environment describes."""
-        found = super().models(wanted)
-        if not found:
-            alone = ModelSettings.from_environment(self.root)
-            return [alone] if alone else []
-        return found
+        super().__init__(os.path.abspath(root), cache)
 
     def _places(self) -> tuple[list[str], Listing]:
         places = []
@@ -334,14 +439,14 @@ class S3Repository(_Sources):
     """Every `model-settings.json` under a prefix of a bucket."""
 
     def __init__(self, root: str, cache: Cache | None = None) -> None:
-        super().__init__(cache)
+        super().__init__(root.rstrip("/"), cache)
         self.bucket, prefix = split_s3(root)
         self.prefix = f"{prefix}/" if prefix else ""
         self._known: dict[str, tuple[Stored, ModelSettings]] = {}  # what was read, and of what
 
     def models(self, wanted: Wanted | None = None) -> list[ModelSettings]:
-        """What lies under the prefix now: one listing, then the settings files at once."""
-        return self._within(_QUESTION, self._as_listed, wanted)
+        """Return the models below the prefix: one listing, then the settings files in parallel."""
+        return self._within(_METADATA_STALL_SECONDS, self._as_listed, wanted)
 
     def _as_listed(self, wanted: Wanted | None) -> list[ModelSettings]:
         for _ in range(_LISTINGS - 1):
@@ -354,8 +459,16 @@ class S3Repository(_Sources):
     def _read_all(self, places: list[str], listing: Listing) -> list[ModelSettings]:
         if len(places) < 2:
             return super()._read_all(places, listing)
-        with ThreadPoolExecutor(min(_LISTING_THREADS, len(places))) as pool:
-            return list(pool.map(self._read, places, repeat(listing)))
+        memory = memory_of_function()
+        is_small = memory is not None and memory < 1024
+        most = _MAX_LISTING_THREADS_BELOW_1_GB if is_small else _MAX_LISTING_THREADS
+        try:
+            with ThreadPoolExecutor(
+                min(most, len(places)), initializer=_join_call, initargs=(_current_call(),)
+            ) as pool:
+                return list(pool.map(self._read, places, repeat(listing)))
+        except RuntimeError:  # no more threads can be started; what was read is in _known
+            return super()._read_all(places, listing)
 
     def _places(self) -> tuple[list[str], Listing]:
         listing = self.s3.listing(self.bucket, self.prefix)
@@ -388,17 +501,90 @@ def split_s3(uri: str) -> tuple[str, str]:
     return bucket, key.strip("/")
 
 
+class _Call:
+    """One call to S3: what its threads have received, and its end.
+
+    A thread may outlive its call, because Python cannot stop it. After `end` it can neither
+    send a request nor write.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0  # bytes of bodies, by all threads of the call
+        self._responses: dict[threading.Thread, Any] = {}
+        self._lock = threading.Lock()
+        self._is_over = False
+
+    def check(self) -> None:
+        """Raise Unavailable if the call is over."""
+        if self._is_over:
+            raise Unavailable(_TOO_LONG)
+
+    def add_response(self, response: Any) -> None:
+        """Let `hang_up` end the transfer of this response of urllib3."""
+        with self._lock:
+            self.check()
+            self._responses[threading.current_thread()] = response
+
+    def write(self, file: BinaryIO, chunk: bytes) -> None:
+        """Write a whole chunk of a body; a raw file may take less than that at a time."""
+        with self._lock:
+            self.check()
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[file.write(rest) :]
+            self.received += len(chunk)
+
+    def rewind(self, file: BinaryIO) -> None:
+        """Start to write a file again."""
+        with self._lock:
+            self.check()
+            file.seek(0)
+
+    def hang_up(self) -> None:
+        """Shut down the connections of the call, so that no thread reads from them any more."""
+        with self._lock:
+            responses = list(self._responses.values())
+        for response in responses:
+            with suppress(Exception):  # it has ended already
+                _shut_down(response)
+
+    def end(self) -> None:
+        """Refuse everything that the call's threads do from now on."""
+        with self._lock:
+            self._is_over = True
+        self.hang_up()
+
+
+def _shut_down(response: Any) -> None:
+    if hasattr(response, "shutdown"):  # urllib3 2.3 and later
+        response.shutdown()
+    else:
+        # what `shutdown` does; the connection itself may have no socket any more
+        response._fp.fp.raw._sock.shutdown(socket.SHUT_RD)  # noqa: SLF001
+
+
+_thread: Final = threading.local()
+
+
+def _join_call(call: _Call) -> None:
+    _thread.call = call
+
+
+def _current_call() -> _Call:
+    """Return the call of this thread, or a new one that nothing ends."""
+    return getattr(_thread, "call", None) or _Call()
+
+
 class S3:
-    """The few questions to S3, asked by boto3, with every failure mapped to ours."""
+    """The few operations of S3 that are needed, by boto3, with every failure mapped to ours."""
 
     def __init__(self) -> None:
         self._client: Any = None
         self._lock = threading.Lock()
-        self._bodies: dict[threading.Thread, Any] = {}  # what each is reading
 
-    def listing(self, bucket: str, prefix: str) -> dict[str, Stored]:
-        """Every object under `prefix` by its `s3://bucket/key`, sorted as S3 sorts them."""
-        found = {}
+    def listing(self, bucket: str, prefix: str) -> S3Listing:
+        """Return every object under `prefix` by its `s3://bucket/key`, in the order of S3."""
+        found = S3Listing(f"{_S3}{bucket}/{prefix}")
         with self._asking(bucket):
             for page in self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=bucket, Prefix=prefix
@@ -412,74 +598,73 @@ class S3:
 
     @property
     def endpoint(self) -> str:
-        """Who is asked: buckets of the same name lie elsewhere, too."""
+        """The URL of S3; another one may have a bucket of the same name."""
         return str(self.client.meta.endpoint_url)
 
     def read(self, uri: str, listed: Stored) -> bytes:
-        """An object's bytes; Replaced when they are no longer as listed."""
+        """Return an object's bytes; raises Replaced if it is not the listed one."""
         file = io.BytesIO()
         self.copy(uri, listed, file)
         return file.getvalue()
 
-    def open(self, uri: str, listed: Stored | None = None) -> Artefact | None:
-        """The object that `s3://bucket/key` names, or None; Replaced when it is not as listed."""
-        file = io.BytesIO()
-        etag = self.copy(uri, listed, file)
-        if etag is None:
-            return None
-        size = file.tell()
-        file.seek(0)
-        return Artefact(posixpath.basename(uri), file, etag, size)
+    def copy(self, uri: str, listed: Stored, file: BinaryIO) -> None:
+        """Write an object's bytes to `file`, from its position on: a file may hold the first ones.
 
-    def copy(self, uri: str, listed: Stored | None, file: BinaryIO) -> str | None:
-        """Write an object's bytes and return its ETag, or None when there is no such key.
-
-        Replaced when it is not as listed.
+        Raises Replaced if the object is not the listed one, Unavailable if S3 sends too few bytes
+        or too many. What was written until then is right.
         """
         bucket, key = split_s3(uri)
-        condition = {"IfMatch": listed.etag} if listed and listed.etag else {}
-        me, size = threading.current_thread(), 0
+        call, offset = _current_call(), file.tell()
+        options = {"IfMatch": listed.etag} if listed.etag else {}
+        if offset:
+            options["Range"] = f"bytes={offset}-"
+        replaced = f"an object of bucket {quote(bucket)} is being replaced"
+        another_length = f"S3 sent another length from bucket {quote(bucket)} than it listed"
         with self._asking(bucket):
-            answer = self._unless_missing(self.client.get_object, bucket, key, **condition)
-            if answer is None and listed is None:
-                return None
-            # whoever answered may know no conditions
-            if answer is None or condition.get("IfMatch", answer["ETag"]) != answer["ETag"]:
-                raise Replaced(f"an object of bucket {quote(bucket)} is being replaced")
-            with closing(answer["Body"]) as body:  # not as a context: that is urllib3's own
-                self._bodies[me] = body
-                try:
-                    while chunk := body.read(_CHUNK):
-                        size += file.write(chunk)
-                finally:
-                    del self._bodies[me]
-        if listed is not None and size != listed.size:
-            raise Unavailable(f"S3 sent another length from bucket {quote(bucket)} than it listed")
-        return str(answer["ETag"])
+            response = self._unless_missing(self.client.get_object, bucket, key, **options)
+            if response is None:
+                raise Replaced(replaced)
+            with closing(response["Body"]) as body:  # not as a context: that is urllib3's own
+                if options.get("IfMatch", response["ETag"]) != response["ETag"]:
+                    raise Replaced(replaced)  # the server ignores If-Match
+                if offset and not response.get("ContentRange", "").startswith(f"bytes {offset}-"):
+                    call.rewind(file)  # the server ignores Range and sends the whole object
+                while chunk := body.read(_CHUNK_BYTES):
+                    if file.tell() + len(chunk) > listed.size:
+                        raise Unavailable(another_length)
+                    call.write(file, chunk)
+        if file.tell() != listed.size:
+            raise Unavailable(another_length)
 
-    def stamp(self, uri: str) -> str:
-        """The ETag of an object, or nothing."""
+    def describe(self, uri: str) -> Stored | None:
+        """Return ETag and size of an object, or None if it does not exist.
+
+        By GET of one byte: an error of HEAD has no body, and so no code.
+        """
         bucket, key = split_s3(uri)
         with self._asking(bucket):
-            answer = self._unless_missing(self.client.head_object, bucket, key)
-            return "" if answer is None else str(answer["ETag"])
+            try:
+                response = self._unless_missing(
+                    self.client.get_object, bucket, key, Range="bytes=0-0"
+                )
+            except self.client.exceptions.ClientError as error:
+                if _code(error) == "InvalidRange":
+                    return Stored("", 0)
+                raise
+            if response is None:
+                return None
+            with closing(response["Body"]) as body:
+                _, _, size = response.get("ContentRange", "").partition("/")
+                if size:
+                    with suppress(Exception):  # so that the connection can be used again
+                        body.read()
+                return Stored(response["ETag"], int(size or response["ContentLength"]))
 
     def region(self, bucket: str) -> str:
         """Where a bucket lies."""
         with self._asking(bucket):
             found = self.client.head_bucket(Bucket=bucket)
             return str(found.get("BucketRegion") or self.client.meta.region_name)
-
-    def hang_up(self, thread: threading.Thread) -> None:
-        """End the connection that a thread reads a body from, and with it the thread.
-
-        A peer that sends a byte now and then would keep both for as long as it likes.
-        """
-        raw = getattr(self._bodies.get(thread), "_raw_stream", None)
-        shut = getattr(raw, "shutdown", None)  # urllib3's, from 2.3 on
-        if shut is not None:
-            with suppress(Exception):  # it has ended by itself
-                shut()
 
     def _unless_missing(self, ask: Any, bucket: str, key: str, **condition: str) -> Any:
         if not key:
@@ -522,14 +707,38 @@ def _client() -> Any:
             connect_timeout=2,
             read_timeout=5,
             retries={"mode": "standard", "total_max_attempts": 3},
-            max_pool_connections=_LISTING_THREADS,
+            max_pool_connections=_MAX_LISTING_THREADS,
         )
-        return boto3.Session().client("s3", config=config)
+        client = boto3.Session().client("s3", config=config)
+        http_session = getattr(client, "_endpoint").http_session  # noqa: B009 - boto3 has no other way
+        client.meta.events.register("before-send.s3", partial(_send, http_session))
     except MemoryError:
         raise
     except Exception as error:
         why = type(error).__name__
         raise RepositoryError(f"S3 cannot be asked with this configuration ({why})") from error
+    return client
+
+
+def _send(http_session: Any, request: Any, **_: Any) -> Any:
+    """Send a request for boto3 so that `_Call.hang_up` can end it while its body is read."""
+    from botocore.exceptions import HTTPClientError  # noqa: PLC0415 - boto3 is imported by now
+
+    call, is_stream = _current_call(), request.stream_output
+    call.check()
+    request.stream_output = True
+    response = http_session.send(request)
+    try:
+        call.add_response(response.raw)
+    except Unavailable:
+        response.raw.close()
+        raise
+    if not is_stream:
+        try:
+            _ = response.content
+        except Exception as error:
+            raise HTTPClientError(error=error) from error  # boto3 tries again
+    return response
 
 
 def _code(error: Any) -> str:

@@ -376,6 +376,19 @@ def takes_snapshots() -> bool:
     return os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
 
 
+def seconds_of_init() -> float:
+    """Return the seconds that loading models may wait for S3 in INIT; no bound outside Lambda.
+
+    Lambda ends INIT after 10 s, with provisioned concurrency or SnapStart after 130 s. The rest of
+    that time is for imports and unpickling. What is not loaded by then, the first request loads.
+    Source: https://docs.aws.amazon.com/lambda/latest/dg/lambda-runtime-environment.html
+    """
+    initialization = os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE")
+    if initialization is None:
+        return float("inf")
+    return 6.0 if initialization == "on-demand" else 100.0
+
+
 def limit_threads() -> None:
     """Limit BLAS and OpenMP to one thread for 1,769 MB of memory, and joblib to no processes.
 
