@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import math
 import re
 import sys
 import threading
@@ -18,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
 from types import ModuleType
-from typing import Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from mlserverless import codec, metadata, wire
 from mlserverless.errors import BadRequest, ModelLoadError, one_line, quote
@@ -32,6 +31,9 @@ from mlserverless.protocol import (
 )
 from mlserverless.repository import Artefact
 from mlserverless.settings import ModelSettings, Settings
+
+if TYPE_CHECKING:
+    from mlserverless.examples import ExampleFinder
 
 log = logging.getLogger(__name__)
 
@@ -125,31 +127,29 @@ class Model:
         return metadata.describe_inputs(self.estimator)
 
     def example(self) -> dict[str, Any] | None:
-        """Return a request that this model answers; None if none was found. Never raises."""
-        known = {column.name: column.example for column in self.schema.columns}
-        inputs = []
-        for tensor in self.inputs():
-            shape = [1 if length < 0 else length for length in tensor.shape]
-            value = known.get(tensor.name, "text" if tensor.datatype == "BYTES" else 0)
-            data = [value] * math.prod(shape)
-            named = {"name": tensor.name, "shape": shape, "datatype": tensor.datatype}
-            inputs.append({**named, "parameters": dict(tensor.parameters), "data": data})
-        parameters = {}
-        if self.settings.content_type is None and (len(inputs) > 1 or self.schema.has_names):
-            parameters["content_type"] = "pd"
-        example = {"parameters": parameters, "inputs": inputs}
-        try:
-            self.infer(wire.decode(wire.encode_json(example)))
-        except Exception:  # noqa: BLE001 - an estimator may raise anything for a made-up row
-            return None
-        return example
+        """Return a request that this model has just answered; None if none was found in time.
+
+        Predicts with made-up rows on a thread of its own; see examples.EXAMPLE_SECONDS. Never
+        raises, whatever the estimator raises.
+        """
+        return self._example_finder.find()
+
+    @cached_property
+    def _example_finder(self) -> ExampleFinder:
+        from mlserverless.examples import ExampleFinder  # noqa: PLC0415 - predictions need none
+
+        tensors = self.settings.inputs or metadata.input_tensors(self.schema, list_all=True)
+        has_default = self.settings.predict_fn or {"predict", "transform"} & set(self.methods)
+        output = None if has_default or not self.methods else self.methods[0]
+        content_type = self.settings.content_type
+        return ExampleFinder(self.schema, tensors, content_type, output, self._attempt)
+
+    def _attempt(self, example: dict[str, Any]) -> None:
+        self.infer(wire.decode(wire.encode_json(example)))
 
     def inputs(self) -> tuple[TensorMetadata, ...]:
         """Return what it takes: as declared, else as the estimator remembers its training data."""
-        if self.settings.inputs:
-            return self.settings.inputs
-        features = getattr(self.estimator, "n_features_in_", None)
-        return metadata.input_tensors(self.schema, features)
+        return self.settings.inputs or metadata.input_tensors(self.schema)
 
     def outputs(self) -> tuple[TensorMetadata, ...]:
         """Return what may be requested: as declared, else one tensor per method."""
