@@ -153,7 +153,9 @@ class Model:
 
     def outputs(self) -> tuple[TensorMetadata, ...]:
         """Return what may be requested: as declared, else one tensor per method."""
-        return self.settings.outputs or metadata.output_tensors(self.estimator, self.methods)
+        from mlserverless.outputs import output_tensors  # noqa: PLC0415 - predictions need none
+
+        return self.settings.outputs or output_tensors(self.estimator, self.methods)
 
 
 # ── loading ─────────────────────────────────────────────────────────────────────────────
