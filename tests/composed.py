@@ -84,8 +84,8 @@ FRAME = pd.DataFrame(
         "text": WORDS,
     }
 )
-GAPS = FRAME.assign(city=[None, *CITIES[1:]])
-NONES = FRAME.assign(city=np.array([None, *CITIES[1:]], object))
+GAPS = FRAME.assign(city=pd.Series(["", *CITIES[1:]]).replace("", None))
+NONES = FRAME.assign(city=pd.Series([None, *CITIES[1:]], dtype=object))
 CATEGORIES = FRAME[["age", "city", "grade"]].assign(
     city=pd.Categorical(CITIES, ["Rome", "Oslo", "Bern"]), grade=pd.Categorical(FRAME.grade)
 )
@@ -241,9 +241,7 @@ COMPOSED: dict[str, tuple[Fit, set[str]]] = {
         CITY,
     ),
     "mask": (
-        lambda: transformer(
-            [True, True, False], np.array([False, False, True])
-        ).fit(TABLE, YES_NO),
+        lambda: transformer([True, True, False], np.array([False, False, True])).fit(TABLE, YES_NO),
         CITY,
     ),
     "negative numbers": (lambda: transformer([-3, -2], [-1]).fit(TABLE, YES_NO), CITY),
@@ -339,9 +337,7 @@ COMPOSED: dict[str, tuple[Fit, set[str]]] = {
         set(),
     ),
     "neighbours impute": (
-        lambda: make_pipeline(KNNImputer(), Ridge()).fit(
-            NUMBERS.replace(20.5, np.nan), AMOUNT
-        ),
+        lambda: make_pipeline(KNNImputer(), Ridge()).fit(NUMBERS.replace(20.5, np.nan), AMOUNT),
         set(),
     ),
     # estimators around pipelines
@@ -357,9 +353,9 @@ COMPOSED: dict[str, tuple[Fit, set[str]]] = {
         CITY,
     ),
     "search in a search": (
-        lambda: GridSearchCV(
-            GridSearchCV(prepared(), GRID, cv=2), {"cv": [2]}, cv=2
-        ).fit(TABLE, YES_NO),
+        lambda: GridSearchCV(GridSearchCV(prepared(), GRID, cv=2), {"cv": [2]}, cv=2).fit(
+            TABLE, YES_NO
+        ),
         CITY,
     ),
     "calibrated": (lambda: CalibratedClassifierCV(prepared(), cv=2).fit(TABLE, YES_NO), CITY),
@@ -376,9 +372,9 @@ COMPOSED: dict[str, tuple[Fit, set[str]]] = {
         CITY,
     ),
     "voting in three dimensions": (
-        lambda: VotingClassifier(
-            pairs(prepared()), voting="soft", flatten_transform=False
-        ).fit(TABLE, THREE),
+        lambda: VotingClassifier(pairs(prepared()), voting="soft", flatten_transform=False).fit(
+            TABLE, THREE
+        ),
         CITY,
     ),
     "voting regressors": (
@@ -403,7 +399,10 @@ COMPOSED: dict[str, tuple[Fit, set[str]]] = {
         lambda: OneVsRestClassifier(prepared()).fit(TABLE, THREE),
         CITY,
     ),
-    "one against one": (lambda: OneVsOneClassifier(LogisticRegression()).fit(NUMBERS, THREE), set()),
+    "one against one": (
+        lambda: OneVsOneClassifier(LogisticRegression()).fit(NUMBERS, THREE),
+        set(),
+    ),
     "output codes": (
         lambda: OutputCodeClassifier(LogisticRegression(), random_state=0).fit(NUMBERS, THREE),
         set(),
@@ -563,9 +562,7 @@ COMPOSED: dict[str, tuple[Fit, set[str]]] = {
         set(),
     ),
     "pairs of classes": (
-        lambda: SVC(decision_function_shape="ovo").fit(
-            NUMBERS.to_numpy(), np.arange(ROWS) % 4
-        ),
+        lambda: SVC(decision_function_shape="ovo").fit(NUMBERS.to_numpy(), np.arange(ROWS) % 4),
         set(),
     ),
     "labels encoded": (lambda: LabelEncoder().fit(YES_NO), DOCUMENT),

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -20,7 +19,6 @@ from sklearn.base import BaseEstimator
 from sklearn.compose import ColumnTransformer, make_column_transformer
 from sklearn.dummy import DummyClassifier
 from sklearn.impute import SimpleImputer
-from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import KernelDensity
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
@@ -78,7 +76,7 @@ def mismatch(promised: Any, answered: Any) -> bool:
     return (
         promised["datatype"] != answered["datatype"]
         or len(promised["shape"]) != len(answered["shape"])
-        or any(promised != -1 and promised != real for promised, real in lengths)
+        or any(length not in (-1, real) for length, real in lengths)
     )
 
 
@@ -124,14 +122,14 @@ EXPECTED_FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def estimators_of_sklearn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def estimators_of_sklearn(tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = tmp_path_factory.mktemp("sklearn")
     known = {}
     for name, (estimator, _) in fitted().items():
         if any(callable(getattr(estimator, method, None)) for method in METHODS):
             put_model(root, name, estimator)
             known[name] = estimator
-    yield known, door_of(root)
+    return known, door_of(root)
 
 
 def test_every_estimator_of_scikit_learn_is_as_its_metadata_and_its_docs_say(
@@ -163,11 +161,11 @@ def test_every_classifier_of_scikit_learn_lists_its_labels(estimators_of_sklearn
 
 
 @pytest.fixture(scope="module")
-def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Door:
     root = tmp_path_factory.mktemp("composed")
     for name, (fit, _) in COMPOSED.items():
         put_model(root, folder_name(name), fit())
-    yield door_of(root)
+    return door_of(root)
 
 
 @pytest.mark.parametrize("name", COMPOSED)
@@ -200,7 +198,8 @@ def test_numeric_categories_keep_a_number_as_their_datatype() -> None:
 def test_the_missing_value_is_the_one_that_training_had() -> None:
     encoder = OneHotEncoder()
     assert columns_of(encoder.fit(NONES[["city"]]))["city"].missing is None
-    gaps = NONES[["city"]].fillna(np.nan)
+    gaps = FRAME[["city"]].astype(object)
+    gaps.loc[0, "city"] = np.nan
     assert math.isnan(columns_of(encoder.fit(gaps))["city"].missing)
     imputer = SimpleImputer(strategy="most_frequent", missing_values=None)
     assert columns_of(imputer.fit(NONES[["city"]]))["city"].missing is None
@@ -329,9 +328,8 @@ def test_columns_that_cannot_be_told_are_numbers_or_taken_from_where_fit_left_th
 ) -> None:
     found = columns_of(OldColumns(columns))
     assert ["FP64", "FP64"] == [column.datatype for column in found.values()]
-    if not isinstance(columns, int | list) or columns == ["town"]:
-        found = columns_of(OldColumns(columns, _transformer_to_input_indices={"c": [1]}))
-        assert ["FP64", "BYTES"] == [column.datatype for column in found.values()]
+    found = columns_of(OldColumns(columns, _transformer_to_input_indices={"c": [1]}))
+    assert ["FP64", "BYTES"] == [column.datatype for column in found.values()]
 
 
 def test_a_function_that_changes_columns_keeps_those_of_its_names() -> None:
@@ -358,9 +356,8 @@ def test_samplers_are_passed_over() -> None:
         def fit_resample(self) -> None: ...
 
     encoder = OneHotEncoder().fit(FRAME[["city"]])
-    pipeline = Pipeline([("sample", Sampler()), ("encode", encoder)])
-    pipeline.feature_names_in_ = None
-    wrapped = SimpleNamespace(feature_names_in_=["city"], steps=pipeline.steps)
+    steps = [("sample", Sampler()), ("encode", encoder)]
+    wrapped = SimpleNamespace(feature_names_in_=["city"], steps=steps)
     assert "BYTES" == describe_inputs(wrapped).columns[0].datatype
 
 
@@ -452,7 +449,7 @@ def test_many_columns_are_one_tensor(named: bool, count: int) -> None:
     if named:
         estimator.feature_names_in_ = np.array([f"x{i}" for i in range(count)], object)
     start = time.perf_counter()
-    schema = describe_inputs(make_pipeline(FunctionTransformer(), estimator).steps[1][1])
+    schema = describe_inputs(estimator)
     assert [("input-0", "FP64", (-1, count))] == [
         (each.name, each.datatype, each.shape) for each in input_tensors(schema)
     ]
@@ -653,27 +650,22 @@ def test_an_example_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("declared", "expected"),
     [
-        ([("x", "FP64", (-1, 2), None)], [[20.5, 7.25]]),
-        ([("x", "INT32", (-1, 2), None)], [[21, 8]]),
-        ([("x", "BOOL", (-1, 2), None)], [[True, True]]),
-        ([("age", "FP64", (-1, 1), None), ("fare", "FP32", (-1,), None)], [[20.5], [7.25]]),
+        ([("x", "FP64", (-1, 2))], [[20.5, 7.25]]),
+        ([("x", "INT32", (-1, 2))], [[21, 8]]),
+        ([("x", "BOOL", (-1, 2))], [[True, True]]),
+        ([("age", "FP64", (-1, 1)), ("fare", "FP32", (-1,))], [[20.5], [7.25]]),
     ],
 )
 def test_an_example_of_declared_inputs_has_their_shapes_and_datatypes(
     declared: Any, expected: Any
 ) -> None:
     inputs = [
-        {"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape, _ in declared
+        {"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in declared
     ]
-    estimator = IsotonicRegression()
-    del estimator
-    settings = ModelSettings.parse(
-        json.dumps({"name": "m", "implementation": "mlserver_sklearn.SKLearnModel",
-                    "inputs": [{**each, "shape": list(each["shape"])} for each in inputs]}).encode(),
-        location="/", folder_name="m",
-    )  # fmt: skip
-    scaler = make_pipeline(SVC()).fit(NUMBERS, np.arange(ROWS) % 2)
-    model = runtime.Model(scaler, settings, 10**7)
+    raw = {"implementation": "mlserver_sklearn.SKLearnModel", "inputs": inputs}
+    settings = ModelSettings.parse(json.dumps(raw).encode(), location="/", folder_name="m")
+    estimator = SVC().fit(NUMBERS, np.arange(ROWS) % 2)
+    model = runtime.Model(estimator, settings, 10**7)
     example = model.example()
     assert example is not None
     assert expected == [each["data"] for each in example["inputs"]]

@@ -257,6 +257,8 @@ class _Explorer:
 
     def _explore_columns(self, estimator: Any, sources: _Sources, depth: int) -> _Sources | None:
         names = names_of(estimator)
+        if names is None and len(self.places) == len(sources):
+            names = list(self.places)
         outputs = get(estimator, "output_indices_")
         outputs = outputs if isinstance(outputs, Mapping) else {}
         ends = [part.stop for part in outputs.values() if isinstance(part, slice)]
@@ -264,7 +266,7 @@ class _Explorer:
         for entry in pairs(get(estimator, "transformers_")):
             name, part, columns = (*entry, None)[:3]
             places = _places(columns, names, len(sources))
-            if places is None:
+            if places is None:  # a callable, or what another version of scikit-learn keeps
                 private = get(estimator, "_transformer_to_input_indices")
                 places = as_list(private.get(name)) if isinstance(private, Mapping) else None
             if places is None or (isinstance(part, str) and part == "drop"):
@@ -440,11 +442,9 @@ def _places(columns: Any, names: list[str] | None, count: int) -> list[int] | No
     """Return the positions that a ColumnTransformer's entry selects; None if it cannot be told."""
     if isinstance(columns, str):
         return [names.index(columns)] if names and columns in names else None
-    if is_whole(columns):
-        return [range(count)[int(columns)]]
     if isinstance(columns, slice):
         return _slice_places(columns, names, count)
-    items = as_list(columns)
+    items = [columns] if is_whole(columns) else as_list(columns)
     if items is None:
         return None
     if all(isinstance(item, bool | np.bool_) for item in items) and len(items) == count:
@@ -453,7 +453,10 @@ def _places(columns: Any, names: list[str] | None, count: int) -> list[int] | No
         known = {name: place for place, name in enumerate(names or ())}
         found = [known.get(item) for item in items]
         return None if None in found else [place for place in found if place is not None]
-    return [range(count)[operator.index(item)] for item in items]
+    try:
+        return [range(count)[operator.index(item)] for item in items]
+    except (IndexError, TypeError):
+        return None
 
 
 def _slice_places(columns: slice, names: list[str] | None, count: int) -> list[int] | None:

@@ -271,10 +271,8 @@ def _json_label(label: Any) -> Any:
 
 
 def _is_regressor(estimator: Any) -> bool:
-    if get(estimator, "_estimator_type") == "regressor" or has_base(estimator, "RegressorMixin"):
-        return True
-    tags = get(estimator, "__sklearn_tags__")
-    return callable(tags) and get(tags(), "estimator_type") == "regressor"
+    # never by __sklearn_tags__: a pipeline's takes exponential time in the depth of its nesting
+    return get(estimator, "_estimator_type") == "regressor" or has_base(estimator, "RegressorMixin")
 
 
 def _target_count(estimator: Any, depth: int) -> int:
