@@ -11,6 +11,7 @@ from datetime import date
 from typing import Any, Final
 
 import numpy as np
+import orjson
 
 from mlserverless import codec
 from mlserverless.estimators import (
@@ -34,7 +35,7 @@ MAX_LABELS: Final = 10_000  # class labels of one output
 MAX_LABEL_CHARACTERS: Final = 200_000  # of all these labels
 MAX_COUNTED_FEATURES: Final = 10_000  # up to which get_feature_names_out is called
 
-_KNOWN_PACKAGES: Final = ("sklearn", "lightgbm", "xgboost")  # whose regressors have one target
+_KNOWN_PACKAGES: Final = ("sklearn", "lightgbm", "xgboost")  # whose classifiers have classes_
 
 
 def output_tensors(estimator: Any, methods: Sequence[str]) -> tuple[TensorMetadata, ...]:
@@ -291,9 +292,12 @@ def _target_count(estimator: Any, depth: int) -> int:
             return _target_count(inner, depth + 1)
     if has_base(estimator, "MultiOutputRegressor", "RegressorChain"):
         return len(get(estimator, "estimators_"))
+    if is_from(estimator, "xgboost"):
+        learner = orjson.loads(estimator.get_booster().save_config())["learner"]
+        return int(learner["learner_model_param"]["num_target"])
     learned = _targets_in_arrays(estimator)
     if learned is None:
-        return 1 if is_from(estimator, *_KNOWN_PACKAGES) else -1
+        return 1 if is_from(estimator, "sklearn", "lightgbm") else -1
     return learned
 
 
