@@ -19,10 +19,9 @@ from functools import cache, cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from mlserverless import codec, metadata, wire
+from mlserverless import codec, wire
 from mlserverless.errors import BadRequest, ModelLoadError, one_line, quote
 from mlserverless.imports import import_sklearn
-from mlserverless.metadata import InputSchema
 from mlserverless.protocol import (
     InferenceRequest,
     InferenceResponse,
@@ -34,6 +33,7 @@ from mlserverless.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
     from mlserverless.examples import ExampleFinder
+    from mlserverless.metadata import InputSchema
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,9 @@ class Model:
     @cached_property
     def schema(self) -> InputSchema:
         """What the estimator takes, read from its attributes at the first use."""
-        return metadata.describe_inputs(self.estimator)
+        from mlserverless.metadata import describe_inputs  # noqa: PLC0415 - arrays need none
+
+        return describe_inputs(self.estimator)
 
     def example(self) -> dict[str, Any] | None:
         """Return a request that this model has just answered; None if none was found in time.
@@ -137,8 +139,9 @@ class Model:
     @cached_property
     def _example_finder(self) -> ExampleFinder:
         from mlserverless.examples import ExampleFinder  # noqa: PLC0415 - predictions need none
+        from mlserverless.metadata import input_tensors  # noqa: PLC0415 - as above
 
-        tensors = self.settings.inputs or metadata.input_tensors(self.schema, list_all=True)
+        tensors = self.settings.inputs or input_tensors(self.schema, list_all=True)
         has_default = self.settings.predict_fn or {"predict", "transform"} & set(self.methods)
         output = None if has_default or not self.methods else self.methods[0]
         content_type = self.settings.content_type
@@ -149,7 +152,9 @@ class Model:
 
     def inputs(self) -> tuple[TensorMetadata, ...]:
         """Return what it takes: as declared, else as the estimator remembers its training data."""
-        return self.settings.inputs or metadata.input_tensors(self.schema)
+        from mlserverless.metadata import input_tensors  # noqa: PLC0415 - predictions need none
+
+        return self.settings.inputs or input_tensors(self.schema)
 
     def outputs(self) -> tuple[TensorMetadata, ...]:
         """Return what may be requested: as declared, else one tensor per method."""
