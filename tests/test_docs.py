@@ -16,6 +16,7 @@ from conftest import MakeModel
 from doors import Door, http_api, through
 from mlserverless import docs, main
 from mlserverless.app import create_app
+from mlserverless.protocol import TensorMetadata
 from mlserverless.registry import Registry
 from mlserverless.repository import open_repository
 from mlserverless.settings import Settings
@@ -53,7 +54,7 @@ def test_a_document_is_valid_openapi_and_leads_back_to_v2(door: Door, path: str)
     assert [".."] * len(here) == steps
 
 
-NO_EXAMPLE = {"cholesky", "dbscan"}  # the one wants a positive matrix, the other answers nothing
+NO_EXAMPLE = {"dbscan"}  # it has no method that can be requested
 
 
 def test_an_example_works_when_it_is_pasted(door: Door) -> None:
@@ -78,6 +79,34 @@ def test_a_models_document_names_its_own_inputs(door: Door) -> None:
     assert operation["description"].startswith(
         "Takes age FP64 [-1, 1], fare FP64 [-1, 1], sex BYTES"
     )
+
+
+def test_a_models_document_names_its_outputs_with_their_labels(door: Door) -> None:
+    document = door("GET", "/v2/models/iris-str/docs/dataplane.json").json
+    description = document["paths"]["/v2/models/iris-str/infer"]["post"]["description"]
+    assert "Returns predict BYTES [-1, 1], predict_proba FP64 [-1, 3]," in description
+    assert 'Labels of predict_proba: ["setosa","versicolor","virginica"].' in description
+    page = door("GET", "/v2/models/iris-str/docs").body.decode()
+    assert "Labels of decision_function: [&quot;setosa&quot;," in page
+
+
+def test_a_models_document_says_what_becomes_of_nan_and_infinity(door: Door) -> None:
+    for name in ("iris-logreg", "dbscan"):
+        page = door("GET", f"/v2/models/{name}/docs").body
+        assert b"In a JSON response, NaN, infinity and -infinity are null" in page
+
+
+def test_a_description_is_cut_where_a_model_has_very_many_tensors_or_labels() -> None:
+    tensors = [TensorMetadata(f"x{i}", "FP64", (-1, 1)) for i in range(docs.MAX_SHOWN_TENSORS + 7)]
+    labels = {"classes": list(range(docs.MAX_SHOWN_LABELS + 5))}
+    output = TensorMetadata("predict_proba", "FP64", (-1, 105), labels)
+    document = docs.model(docs.Subject("m", None, tensors, [output], None), 4)
+    description = document["paths"]["/v2/models/m/infer"]["post"]["description"]
+    assert ", 7 more. Returns " in description
+    assert "98,99] and 5 more. " in description
+    large = {"inputs": [{"data": "x" * docs.MAX_EXAMPLE_BYTES}]}
+    document = docs.model(docs.Subject("m", None, tensors, [output], large), 4)
+    assert b"<textarea" not in docs.page(document)
 
 
 @pytest.mark.parametrize("path", ["/v2/docs", "/v2/models/iris-logreg/docs/"])

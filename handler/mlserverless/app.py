@@ -281,13 +281,14 @@ class _Service:
         model = await self._model(request, entry)
         settings = entry.settings
         versions = await self._found(request, self.registry.versions, settings.name)
+        inputs, outputs = await self._run(request, _describe_tensors, model)
         return _json(
             {
                 "name": settings.name,
                 "versions": settings.versions or versions,
                 "platform": settings.platform or "sklearn",
-                "inputs": [_tensor(tensor) for tensor in model.inputs()],
-                "outputs": [_tensor(tensor) for tensor in model.outputs()],
+                "inputs": [_tensor(tensor) for tensor in inputs],
+                "outputs": [_tensor(tensor) for tensor in outputs],
                 "parameters": {},
             }
         )
@@ -338,9 +339,10 @@ class _Service:
             return docs.server(depth)
         entry = await self._entry(request)
         model = await self._model(request, entry)
+        inputs, outputs = await self._run(request, _describe_tensors, model)
         example = await self._run(request, model.example)
         name, version = request.path_params["name"], request.path_params.get("version")
-        subject = docs.Subject(name, version, model.inputs(), model.outputs(), example)
+        subject = docs.Subject(name, version, inputs, outputs, example)
         return docs.model(subject, depth)
 
     async def index(self, request: Request) -> Response:
@@ -437,6 +439,14 @@ class _Unread(TooLarge):
     def headers(self) -> Mapping[str, str]:
         """That it ends."""
         return {"Connection": "close"}
+
+
+Tensors = tuple[TensorMetadata, ...]
+
+
+def _describe_tensors(model: Model) -> tuple[Tensors, Tensors]:
+    """Return the metadata of a model's inputs and outputs. The first call reads the estimator."""
+    return model.inputs(), model.outputs()
 
 
 def _json(value: Any, status: int = 200) -> Response:

@@ -18,6 +18,13 @@ from mlserverless.protocol import DATATYPES, TensorMetadata
 
 Document = dict[str, Any]
 
+MAX_EXAMPLE_BYTES: Final = 262_144  # a larger example is left out: Lambda carries 6 MB
+MAX_SHOWN_TENSORS: Final = 200  # in a description; the metadata lists them all
+MAX_SHOWN_LABELS: Final = 100  # the same, of one output
+_NULL_NOTE: Final = (
+    "In a JSON response, NaN, infinity and -infinity are null; binary output keeps them apart."
+)
+
 
 class Subject(NamedTuple):
     """The model that a document is about; `example` is a request that it has answered."""
@@ -56,39 +63,44 @@ def server(depth: int) -> Document:
 
 
 def model(subject: Subject, depth: int) -> Document:
-    """The routes of one model, with its inputs, and a request that works when it is pasted."""
+    """Return the routes of one model, with its inputs, outputs, labels and an example request.
+
+    The example is left out if it is larger than MAX_EXAMPLE_BYTES.
+    """
     prefix = f"/v2/models/{quote(subject.name, safe='')}"
     if subject.version is not None:
         prefix += f"/versions/{quote(subject.version, safe='')}"
     paths = _model_paths(prefix)
-    told = f"Takes {_listed(subject.inputs)}. Answers {_listed(subject.outputs)}."
+    described = _describe(subject)
+    has_example = subject.example is not None and (
+        len(orjson.dumps(subject.example)) <= MAX_EXAMPLE_BYTES
+    )
     for verb in ("infer", "generate"):
         operation = paths[f"{prefix}/{verb}"]["post"]
-        operation["description"] = told
-        if subject.example is not None:
+        operation["description"] = described
+        if has_example:
             operation["requestBody"]["content"]["application/json"]["example"] = subject.example
     return _document(subject.name, paths, depth)
 
 
 def page(document: Document) -> bytes:
     """The document for people: its routes, and a form that sends the example."""
-    rows, example, told = [], None, ""
+    rows, example, described = [], None, ""
     for path, item in document["paths"].items():
         for verb in item.keys() & {"get", "post"}:
             rows.append((verb.upper(), path, item[verb]["summary"]))
             content = item[verb].get("requestBody", {}).get("content", {})
             found = content.get("application/json", {}).get("example")
-            if path.endswith("/infer") and found is not None:
-                example, told = found, item[verb]["description"]
+            if path.endswith("/infer"):
+                example, described = found, item[verb].get("description", "")
     title = html.escape(document["info"]["title"])
     table = "".join(
         f"<tr><td>{verb}<td><code>{html.escape(path)}</code><td>{html.escape(summary)}"
         for verb, path, summary in rows
     )
-    form = ""
+    form = f"<p>{html.escape(described)}</p>\n" if described else ""
     if example is not None:
-        spelled = orjson.dumps(example, option=orjson.OPT_INDENT_2).decode()
-        form = _FORM.format(told=html.escape(told), example=html.escape(spelled))
+        form += _FORM.format(example=html.escape(_lay_out(example)))
     return _PAGE.format(title=title, form=form, table=table).encode()
 
 
@@ -141,8 +153,38 @@ def _document(title: str, paths: Document, depth: int) -> Document:
     }
 
 
-def _listed(tensors: Sequence[TensorMetadata]) -> str:
-    return ", ".join(f"{each.name} {each.datatype} {list(each.shape)}" for each in tensors)
+def _describe(subject: Subject) -> str:
+    """Return what the model takes and returns, and the labels of its outputs, in sentences."""
+    sentences = [
+        f"Takes {_list_tensors(subject.inputs)}.",
+        f"Returns {_list_tensors(subject.outputs)}.",
+    ]
+    for tensor in subject.outputs:
+        labels = tensor.parameters.get("classes")
+        if isinstance(labels, list):
+            shown = orjson.dumps(labels[:MAX_SHOWN_LABELS]).decode()
+            left_out = len(labels) - MAX_SHOWN_LABELS
+            more = f" and {left_out} more" if left_out > 0 else ""
+            sentences.append(f"Labels of {tensor.name}: {shown}{more}.")
+    return " ".join([*sentences, _NULL_NOTE])
+
+
+def _list_tensors(tensors: Sequence[TensorMetadata]) -> str:
+    shown = [f"{each.name} {each.datatype} {list(each.shape)}" for each in tensors]
+    more = [f"{len(shown) - MAX_SHOWN_TENSORS} more"] if shown[MAX_SHOWN_TENSORS:] else []
+    return ", ".join(shown[:MAX_SHOWN_TENSORS] + more)
+
+
+def _lay_out(example: Mapping[str, Any]) -> str:
+    """Return the request as JSON for people, with one line per tensor."""
+    fields = []
+    for key, value in example.items():
+        text = orjson.dumps(value).decode()
+        if isinstance(value, list):
+            lines = ",\n    ".join(orjson.dumps(each).decode() for each in value)
+            text = f"[\n    {lines}\n  ]"
+        fields.append(f"  {orjson.dumps(key).decode()}: {text}")
+    return "{\n" + ",\n".join(fields) + "\n}"
 
 
 def _object(required: Sequence[str] = (), **properties: Any) -> Document:
@@ -241,8 +283,7 @@ if (form) form.onsubmit = async (event) => {{
 </script>
 </html>
 """
-_FORM: Final = """<p>{told}</p>
-<form>
+_FORM: Final = """<form>
 <p><label>Request<textarea name="question" rows="12">{example}</textarea></label></p>
 <p><button>Send</button></p>
 <pre><output name="answer"></output></pre>

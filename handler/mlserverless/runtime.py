@@ -5,15 +5,13 @@ Source of the behaviour: mlserver_sklearn 1.7.1.
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from mlserverless import codec, metadata, wire
+from mlserverless import codec, wire
 from mlserverless.errors import BadRequest, one_line, quote
-from mlserverless.metadata import InputSchema
 from mlserverless.protocol import (
     InferenceRequest,
     InferenceResponse,
@@ -21,6 +19,10 @@ from mlserverless.protocol import (
     TensorMetadata,
 )
 from mlserverless.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from mlserverless.examples import ExampleFinder
+    from mlserverless.metadata import InputSchema
 
 METHODS: Final = (
     "predict",
@@ -99,35 +101,40 @@ class Model:
     @cached_property
     def schema(self) -> InputSchema:
         """What the estimator takes, read from its attributes at the first use."""
-        return metadata.describe_inputs(self.estimator)
+        from mlserverless.metadata import describe_inputs  # noqa: PLC0415 - arrays need none
+
+        return describe_inputs(self.estimator)
 
     def example(self) -> dict[str, Any] | None:
-        """Return a request that this model answers; None if none was found. Never raises."""
-        known = {column.name: column.example for column in self.schema.columns}
-        inputs = []
-        for tensor in self.inputs():
-            shape = [1 if length < 0 else length for length in tensor.shape]
-            value = known.get(tensor.name, "text" if tensor.datatype == "BYTES" else 0)
-            data = [value] * math.prod(shape)
-            named = {"name": tensor.name, "shape": shape, "datatype": tensor.datatype}
-            inputs.append({**named, "parameters": dict(tensor.parameters), "data": data})
-        parameters = {}
-        if self.settings.content_type is None and (len(inputs) > 1 or self.schema.has_names):
-            parameters["content_type"] = "pd"
-        example = {"parameters": parameters, "inputs": inputs}
-        try:
-            self.infer(wire.decode(wire.encode_json(example)))
-        except Exception:  # noqa: BLE001 - an estimator may raise anything for a made-up row
-            return None
-        return example
+        """Return a request that this model has just answered; None if none was found in time.
+
+        Predicts with made-up rows on a thread of its own; see examples.EXAMPLE_SECONDS. Never
+        raises, whatever the estimator raises.
+        """
+        return self._example_finder.find()
+
+    @cached_property
+    def _example_finder(self) -> ExampleFinder:
+        from mlserverless.examples import ExampleFinder  # noqa: PLC0415 - predictions need none
+        from mlserverless.metadata import input_tensors  # noqa: PLC0415 - as above
+
+        tensors = self.settings.inputs or input_tensors(self.schema, list_all=True)
+        has_default = self.settings.predict_fn or {"predict", "transform"} & set(self.methods)
+        output = None if has_default or not self.methods else self.methods[0]
+        content_type = self.settings.content_type
+        return ExampleFinder(self.schema, tensors, content_type, output, self._attempt)
+
+    def _attempt(self, example: dict[str, Any]) -> None:
+        self.infer(wire.decode(wire.encode_json(example)))
 
     def inputs(self) -> tuple[TensorMetadata, ...]:
         """Return what it takes: as declared, else as the estimator remembers its training data."""
-        if self.settings.inputs:
-            return self.settings.inputs
-        features = getattr(self.estimator, "n_features_in_", None)
-        return metadata.input_tensors(self.schema, features)
+        from mlserverless.metadata import input_tensors  # noqa: PLC0415 - predictions need none
+
+        return self.settings.inputs or input_tensors(self.schema)
 
     def outputs(self) -> tuple[TensorMetadata, ...]:
         """Return what may be requested: as declared, else one tensor per method."""
-        return self.settings.outputs or metadata.output_tensors(self.estimator, self.methods)
+        from mlserverless.outputs import output_tensors  # noqa: PLC0415 - predictions need none
+
+        return self.settings.outputs or output_tensors(self.estimator, self.methods)
