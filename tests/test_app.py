@@ -109,7 +109,7 @@ def test_the_servers_metadata_lists_what_works(served: Door) -> None:
     assert {
         "name": "mlserverless",
         "version": Settings().server_version,
-        "extensions": ["binary_tensor_data", "model_repository"],
+        "extensions": ["binary_tensor_data", "classification", "model_repository"],
     } == served("GET", "/v2").json
 
 

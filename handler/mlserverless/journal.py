@@ -33,6 +33,7 @@ METRICS: Final = {
     "cold_starts": "Count",
     "model_load_ms": "Milliseconds",
     "load_failures": "Count",
+    "predict_failures": "Count",
 }
 
 # What a pipe takes whole or not at all, whoever else writes; longer lines are cut to it.
@@ -59,6 +60,7 @@ class Line:
     load_ms: float | None = None
     predict_ms: float | None = None
     error: str | None = None  # a sentence of ours, where the fault is not the client's
+    predict_failures: int | None = None  # 1 if the model was at fault
 
     def __init__(self, ids: Fields = MappingProxyType({})) -> None:
         self.started = time.perf_counter()
@@ -120,6 +122,8 @@ class Journal(logging.Handler):
             fields["cold_starts"] = 1
         if line.error is not None:
             fields["error"] = line.error
+        if line.predict_failures is not None:
+            fields["predict_failures"] = line.predict_failures
         self._write(logging.getLevelName(number), "request", fields)
 
     def _write(self, level: str, message: str, fields: Fields) -> None:
