@@ -7,6 +7,7 @@ Attributes are those that scikit-learn documents, unless a comment says otherwis
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
@@ -28,6 +29,8 @@ _MAX_LIST_LENGTH: Final = 10_000  # elements of a list that are searched for est
 _MAX_DEPTH: Final = 100  # estimators inside one another
 _NOT_FITTED_PATTERN: Final = re.compile(r"This (\w+) instance is not fitted")
 _QUOTED_PATTERN: Final = re.compile(r"'([\w.]+)'")
+# what the dynamic linker says, without the folder
+_LIBRARY_PATTERN: Final = re.compile(r"([\w.+-]+): cannot open shared object file")
 # Packages whose objects are data. The rest of scipy (splines, trees) is part of models.
 _DATA_PACKAGES: Final = ("builtins", "datetime", "decimal", "numpy", "pandas", "scipy.sparse")
 
@@ -43,9 +46,8 @@ def describe_fault(error: BaseException) -> str | None:
     """
     from sklearn.exceptions import NotFittedError  # noqa: PLC0415 - INIT must not import it
 
-    if isinstance(error, ImportError):
-        found = error.name or (_QUOTED_PATTERN.findall(str(error)) or ["a module"])[0]
-        return f"it needs {quote(found)}, which is not installed here"
+    if isinstance(error, ImportError | OSError):
+        return _describe_missing_code(error)
     if isinstance(error, NameError):
         return f"its code uses the name {quote(error.name or '?')}, which is not defined"
     if isinstance(error, NotFittedError):
@@ -61,6 +63,17 @@ def describe_fault(error: BaseException) -> str | None:
             subject = f"its {quote(type(owner).__name__)}"
         return f"{subject} has no attribute {quote(error.name)}"
     return None
+
+
+def _describe_missing_code(error: ImportError | OSError) -> str | None:
+    """Name the module or shared library that is missing; None for another OSError."""
+    library = _LIBRARY_PATTERN.search(str(error))
+    if library is not None:
+        return f"it needs the library {quote(library[1])}, which is not installed here"
+    if isinstance(error, OSError):
+        return None
+    found = error.name or (_QUOTED_PATTERN.findall(str(error)) or ["a module"])[0]
+    return f"it needs {quote(found)}, which is not installed here"
 
 
 def _is_data(value: Any) -> bool:
@@ -100,15 +113,12 @@ def find_unused_columns(estimator: Any, names: Sequence[str]) -> frozenset[str]:
     try:
         first = _inner(estimator, 0)
         # private, and what its own transform checks; without it every column is needed
-        indices: Mapping[str, Sequence[int]] = first._transformer_to_input_indices  # noqa: SLF001
-        transformers = {name: each for name, each, _ in first.transformers_}
-        used = {
-            index
-            for name, found in indices.items()
-            if not isinstance(transformers.get(name, "drop"), str)
-            or transformers[name] == "passthrough"
-            for index in found
-        }
+        indices: Mapping[str, Any] = first._transformer_to_input_indices  # noqa: SLF001
+        used: set[int] = set()
+        for name, transformer, _ in first.transformers_:
+            found = indices[name]
+            if not isinstance(transformer, str) or transformer != "drop":
+                used.update(range(len(names))[found] if isinstance(found, slice) else found)
     except Exception:  # noqa: BLE001 - an estimator may raise anything
         return frozenset()
     return frozenset(name for index, name in enumerate(names) if index not in used)
@@ -134,10 +144,10 @@ def find_transform_output(estimator: Any) -> tuple[str | None, bool]:
             own: Mapping[str, str] = getattr(source, "_sklearn_output_config", {})
             if names is None or own.get("transform") is not None:
                 continue
-            if not _returns_arrays(source):
-                unclear = unclear or hasattr(source, "set_output")
-            elif [*source.get_feature_names_out()] == [*names]:
-                return "pandas", False
+            returned = _names_out(source) if _returns_arrays(source) else None
+            if returned == [*names]:
+                return ("pandas" if is_installed("pandas") else None), False
+            unclear = unclear or (returned is None and hasattr(source, "set_output"))
     except Exception:  # noqa: BLE001 - an estimator may raise anything
         return None, True
     return None, unclear
@@ -145,7 +155,17 @@ def find_transform_output(estimator: Any) -> tuple[str | None, bool]:
 
 def is_installed(container: str) -> bool:
     """Return whether the package of a `transform_output` can be imported."""
-    return container == "default" or find_spec(container) is not None
+    try:
+        return find_spec(container) is not None
+    except ValueError:  # imported, and without a spec
+        return sys.modules[container] is not None
+
+
+def _names_out(transformer: Any) -> list[str] | None:
+    try:
+        return [*transformer.get_feature_names_out()]
+    except Exception:  # noqa: BLE001 - a transformer inside it may have no names to give
+        return None
 
 
 def _returns_arrays(transformer: Any) -> bool:
@@ -248,7 +268,7 @@ def classify(name: str, scores: Any, estimator: Any, count: int) -> Array:
     if name == "decision_function" and labels is not None and len(labels) > 2:
         final = _inner(estimator, -1)
         if getattr(final, "decision_function_shape", None) == "ovo":
-            raise BadRequest("decision_function of this model scores pairs of classes, not classes")
+            raise BadRequest("decision_function of this model scores pairs of classes")
     if values.ndim != 2 or (labels is not None and len(labels) != values.shape[1]):
         raise BadRequest(f"{quote(name)} of this model does not return one score per class")
     rows, width = values.shape[0], min(count, values.shape[1])
@@ -258,9 +278,5 @@ def classify(name: str, scores: Any, estimator: Any, count: int) -> Array:
     texts = np.empty((rows, width), object)
     for cell, score, index in zip(np.ndindex(texts.shape), highest.flat, order.flat, strict=True):
         text = f"{float(score)!r}:{index}"
-        texts[cell] = text if labels is None else f"{text}:{_label(labels[index])}"
+        texts[cell] = text if labels is None else f"{text}:{labels[index]}"
     return texts
-
-
-def _label(label: Any) -> str:
-    return label.decode() if isinstance(label, bytes) else str(label)

@@ -46,7 +46,7 @@ METHODS: Final = (
 # What an estimator raises when it is the data of this request that it cannot take.
 _REFUSALS: Final = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 # With those that say that the estimator's code cannot run, whatever the data is.
-_EXPLAINED: Final = (*_REFUSALS, ImportError, NameError)
+_EXPLAINED: Final = (*_REFUSALS, ImportError, NameError, OSError)
 _NO_ARGUMENTS: Final[Mapping[str, Any]] = MappingProxyType({})
 # PatchExtractor returns several patches for each image.
 _ROW_CHANGING_ESTIMATORS: Final = ("PatchExtractor",)
@@ -87,7 +87,8 @@ class Model:
         if declared is None:
             self._transform_output, self._unclear = prediction.find_transform_output(estimator)
         else:
-            self._transform_output, self._unclear = declared, False
+            self._transform_output = None if declared == "default" else declared
+            self._unclear = False
 
     def infer(self, request: InferenceRequest) -> InferenceResponse:
         """Predict for one request.
@@ -166,9 +167,10 @@ class Model:
                 )
             if fault is not None:
                 raise self._failed(fault) from error
-            raise BadRequest(
-                f"the model cannot take this data: {self._why(error, data)}"
-            ) from error
+            if not isinstance(error, _REFUSALS):
+                raise
+            why = self._why(error, data)
+            raise BadRequest(f"the model cannot take this data: {why}") from error
         except BaseException as error:
             # neither what stops a process nor what ends a generator is a request's business
             if isinstance(error, Exception) and not isinstance(error, StopIteration):
