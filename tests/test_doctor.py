@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from aws import BUCKET, S3Server
 from conftest import IMPLEMENTATION, MakeModel
@@ -38,6 +41,17 @@ def test_a_missing_artefact_is_one_line_and_the_others_are_looked_at(
     assert "its artefact, model.joblib, is not in the repository" in lines[0]
     assert lines[0].startswith("problem  gone 1: ")
     assert "ok       here 1 loads" == lines[1]
+
+
+def test_a_model_that_loads_and_cannot_predict_is_a_problem(
+    capsys: pytest.CaptureFixture[str], make_model: MakeModel
+) -> None:
+    make_model("good", make_pipeline(StandardScaler(), Ridge()).fit([[0.0], [1.0]], [0, 1]))
+    root = make_model("unfit", make_pipeline(StandardScaler(), Ridge()))
+    status, lines = said(capsys, str(root))
+    assert (1, "ok       good without a version loads") == (status, lines[0])
+    reason = "Model unfit cannot predict: its Pipeline is not fitted"
+    assert lines[1].startswith(f"problem  unfit without a version: {reason}")
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,8 @@ def _loads(text: bytes | memoryview) -> Any:
         with paused():
             return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        token = _NOT_JSON_PATTERN.match(error.doc, error.pos)
+        start = error.pos - (error.doc[max(0, error.pos - 1) : error.pos] == "-")
+        token = _NOT_JSON_PATTERN.match(error.doc, start)
         if token is not None:
             raise BadRequest(
                 f"{token[0]} is not JSON: send null, or the tensor as binary"
