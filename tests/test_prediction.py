@@ -116,6 +116,12 @@ def import_something(_: Any) -> Any:
     import no_such_module  # type: ignore[import-not-found] # noqa: F401
 
 
+def assign_too_late(_: Any) -> Any:
+    result = later  # type: ignore[has-type, used-before-def] # noqa: F821
+    later = 1  # noqa: F841
+    return result
+
+
 def forest_without_trees() -> Any:
     forest = RandomForestClassifier(2, random_state=0).fit(X, LABELS)
     del forest.estimators_[0].tree_
@@ -154,6 +160,7 @@ BROKEN: list[tuple[Any, str]] = [
     ),
     (Undefined(import_something), "it needs no_such_module, which is not installed here"),
     (Undefined(lambda _: undefined), "its code uses the name undefined, which is not"),  # type: ignore[name-defined] # noqa: F821
+    (Undefined(assign_too_late), "its code uses a name that is not defined"),
     (Undefined(lambda _: np.no_such), "the module numpy has no attribute no_such"),  # type: ignore[attr-defined]
     (Undefined(lambda _: Ridge.no_such), "the class Ridge has no attribute no_such"),
     (
@@ -645,6 +652,13 @@ def test_a_model_without_a_score_per_class_is_refused(
 ) -> None:
     with pytest.raises(BadRequest, match=sentence):
         classified(estimator, name, 1)
+
+
+def test_classes_may_be_sent_as_binary_text() -> None:
+    asked = output("predict", classification=1, binary_data=True)
+    (found,) = infer(served(THREE), tensor([[0.0, 1.0]]), outputs=[asked]).outputs
+    text = classified(THREE, "predict", 1, X[:1])[0][0].encode()
+    assert len(text).to_bytes(4, "little") + text == found.data
 
 
 def test_classification_null_is_none() -> None:

@@ -32,7 +32,9 @@ _QUOTED_PATTERN: Final = re.compile(r"'([\w.]+)'")
 # what the dynamic linker says, without the folder
 _LIBRARY_PATTERN: Final = re.compile(r"([\w.+-]+): cannot open shared object file")
 # Packages whose objects are data. The rest of scipy (splines, trees) is part of models.
-_DATA_PACKAGES: Final = ("builtins", "datetime", "decimal", "numpy", "pandas", "scipy.sparse")
+_DATA_PACKAGES: Final = (
+    "builtins", "datetime", "decimal", "narwhals", "numpy", "pandas", "polars", "scipy.sparse",
+)  # fmt: skip
 
 
 # ── faults of the model ─────────────────────────────────────────────────────────────────
@@ -49,7 +51,8 @@ def describe_fault(error: BaseException) -> str | None:
     if isinstance(error, ImportError | OSError):
         return _describe_missing_code(error)
     if isinstance(error, NameError):
-        return f"its code uses the name {quote(error.name or '?')}, which is not defined"
+        name = f"the name {quote(error.name)}, which" if error.name else "a name that"
+        return f"its code uses {name} is not defined"
     if isinstance(error, NotFittedError):
         match = _NOT_FITTED_PATTERN.match(str(error))
         subject = f"its {match[1]}" if match else "it"
