@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -309,7 +310,7 @@ def test_a_table_that_does_not_fit_together_is_refused(
 class Trained(NamedTuple):
     """What the codec reads of a loaded model."""
 
-    schema: InputSchema
+    schema: Any
     unused_columns: frozenset[str] = frozenset()
 
 
@@ -367,6 +368,20 @@ def test_text_has_the_dtype_that_pandas_gives_text() -> None:
     assert pd.Series(["a"]).dtype == column(["a", None]).dtype
     none = Column("c", "BYTES", missing=None)
     assert object == column(["a"], none).dtype
+
+
+def test_a_content_type_of_the_metadata_is_the_default_of_its_column() -> None:
+    class Dated(NamedTuple):
+        name: str = "c"
+        missing: Any = NAN
+        categories: Any = None
+        content_type: str = "datetime"
+
+    sent = tensor(["2022-01-11", None], "BYTES", name="c")
+    schema = SimpleNamespace(columns=(Dated(),), has_names=True, takes_documents=False)
+    request = InferenceRequest(None, {"content_type": "pd"}, (sent,), ())
+    found = codec.decode(request, MODEL, LIMIT, Trained(schema))["c"]
+    assert "datetime64[us]" == str(found.dtype)
 
 
 def test_dates_with_an_offset_keep_it_and_do_not_mix_with_others() -> None:

@@ -20,7 +20,11 @@ from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import RandomForestClassifier, VotingClassifier
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    VotingClassifier,
+)
 from sklearn.feature_extraction.image import PatchExtractor
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
@@ -666,6 +670,41 @@ def test_classification_null_is_none() -> None:
     assert LABELS == found.data
 
 
+# ── categories ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("has_categories", [True, False])
+def test_a_model_of_categories_predicts_as_it_does_for_a_categorical_column(
+    has_categories: bool,
+) -> None:
+    sizes = pd.Categorical(["big", "small", "huge", "small"] * 10)
+    frame = pd.DataFrame({"size": sizes, "count": range(40)})
+    estimator = HistGradientBoostingClassifier(
+        categorical_features="from_dtype", min_samples_leaf=2, max_iter=3
+    ).fit(frame, sizes == "small")
+    known = sizes.categories.to_numpy() if has_categories else None
+    columns = (Column("size", "BYTES", categories=known), Column("count", "INT64"))
+    model = served(estimator)
+    model.schema = InputSchema(columns, has_names=True)
+    rows = [("small", 3), (None, 3), ("tiny", 3), ("big", 3)]
+    asked = {"outputs": [output("predict_proba")], "parameters": {"content_type": "pd"}}
+
+    def probabilities(*rows: Any) -> Any:
+        inputs = [
+            tensor([row[1] for row in rows], "count", "INT64"),
+            tensor([row[0] for row in rows], "size", "BYTES"),
+        ]
+        return values(infer(model, *inputs, **asked))[0]
+
+    alone = [found for row in rows for found in probabilities(row)]
+    codes = [sizes.categories.tolist().index(name) if name in sizes else -1 for name, _ in rows]
+    direct = pd.DataFrame(
+        {"size": pd.Categorical.from_codes(codes, dtype=sizes.dtype), "count": [3] * 4}
+    )
+    np.testing.assert_allclose(estimator.predict_proba(direct), alone, rtol=1e-12)
+    np.testing.assert_allclose(alone, probabilities(*rows), rtol=1e-12)
+
+
 # ── columns ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -691,7 +730,7 @@ def test_columns_in_any_order_are_the_same_row(estimator: Any) -> None:
     model = served(estimator)
     request = reversed_columns(FRAME)
     found = values(infer(model, *request["inputs"], parameters=request["parameters"]))
-    assert [[[each] for each in estimator.predict(FRAME).tolist()]] == found
+    np.testing.assert_allclose(estimator.predict(FRAME), np.ravel(found), rtol=1e-12)
 
 
 @pytest.mark.parametrize(

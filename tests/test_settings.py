@@ -164,7 +164,7 @@ def test_the_settings_of_predictions_are_read() -> None:
     extra = {"method_kwargs": {"predict": ["return_std"]}, "transform_output": "pandas"}
     settings = parsed({**IMPLEMENTATION, "parameters": {"extra": extra}})
     assert settings.problem is None
-    assert {"predict": ["return_std"]} == settings.method_kwargs
+    assert {"predict": ("return_std",)} == settings.method_kwargs
     assert "pandas" == settings.transform_output
     plain = parsed(IMPLEMENTATION)
     assert ({}, None) == (plain.method_kwargs, plain.transform_output)

@@ -514,6 +514,8 @@ def _column(
     if len(tensor.shape) not in (1, 2) or (len(tensor.shape) == 2 and tensor.shape[1] != 1):
         raise _complain(tensor, f"a column has shape [n] or [n, 1], not {_shown(tensor.shape)}")
     missing = nan if known is None else known.missing
+    if codec is None and tensor.datatype == "BYTES":
+        codec = getattr(known, "content_type", None)  # the metadata's is the default
     if codec == "datetime":
         return _datetime_column(tensor)
     if codec in _ELEMENTS:

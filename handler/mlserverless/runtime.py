@@ -210,7 +210,8 @@ class Model:
         if shape is not None and len(shape) < 2 and own.startswith("Expected 2D array"):
             width = getattr(self.estimator, "n_features_in_", "columns")
             return f"its shape is {list(shape)}; this model takes [rows, {width}]"
-        if shape is not None and self.schema.takes_documents:
+        # text vectorizers call str's methods on what they take for documents
+        if isinstance(error, AttributeError) and shape and self.schema.takes_documents:
             own += '; this model takes a list of strings: set content_type to "str"'
         return own
 

@@ -205,7 +205,8 @@ class ModelSettings:
     @property
     def method_kwargs(self) -> Mapping[str, Sequence[str]]:
         """The keyword arguments of each method that an output's parameters may set."""
-        return self.extra.get("method_kwargs") or {}
+        declared = self.extra.get("method_kwargs") or {}
+        return {method: tuple(names or ()) for method, names in declared.items()}
 
     @property
     def transform_output(self) -> str | None:
