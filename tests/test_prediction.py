@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer
-from sklearn.decomposition import PCA
+from sklearn.decomposition import PCA, MiniBatchSparsePCA, SparsePCA
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import (
     HistGradientBoostingClassifier,
@@ -516,6 +516,14 @@ def test_a_scalar_is_the_result_of_one_row() -> None:
     assert [[1.0]] == values(
         infer(served(Undefined(lambda _: 1.0)), {**tensor([1.0]), "shape": []})
     )
+
+
+@pytest.mark.parametrize("estimator", [SparsePCA(2), MiniBatchSparsePCA(2)])
+def test_the_only_row_of_a_request_has_the_shape_that_it_has_beside_others(estimator: Any) -> None:
+    model = served(estimator.fit(np.eye(4)))
+    together = values(infer(model, tensor(np.eye(4)[:3].tolist())))[0]
+    alone = values(infer(model, tensor(np.eye(4)[:1].tolist())))[0]
+    np.testing.assert_allclose(together[:1], alone)
 
 
 def test_the_operators_own_method_and_patches_may_change_the_rows() -> None:

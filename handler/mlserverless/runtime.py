@@ -106,7 +106,7 @@ class Model:
             else:
                 value = self._call(output.name, data)
             if not (rows is None or codec.has_rows(value, rows)):
-                self._refuse_rows(output.name, request, rows)
+                value = self._fit_rows(output.name, value, request, rows)
             results.append((output, value))
         if self.fault is not None:
             self.fault = None
@@ -215,10 +215,15 @@ class Model:
             own += '; this model takes a list of strings: set content_type to "str"'
         return own
 
-    def _refuse_rows(self, name: str, request: InferenceRequest, rows: int) -> None:
-        """Raise unless method `name` may return another number of rows than it was given."""
+    def _fit_rows(self, name: str, value: Any, request: InferenceRequest, rows: int) -> Any:
+        """Return a result that has not one row for each of `rows`, if that is right.
+
+        Raises PredictionError or BadRequest otherwise.
+        """
         if name not in self._row_methods:  # the operator's own predict_fn
-            return
+            return value
+        if rows == 1 and getattr(value, "ndim", 0) == 1:
+            return value.reshape(1, -1)  # SparsePCA returns [k] and not [1, k] for one row
         problem = f"{name} does not return one row for each of the {rows} rows of the request"
         if any(tensor.datatype == "BYTES" for tensor in request.inputs):
             raise BadRequest(
