@@ -502,6 +502,7 @@ def test_a_result_without_a_row_for_each_row_is_the_models_fault(call: Any) -> N
         lambda rows: (1.0, rows, rows[:, 0]),
         lambda rows: [rows, rows],
         lambda rows: [rows[:, :1], rows],
+        lambda rows: np.stack([rows, rows, rows]),
         list,
         scipy.sparse.csr_matrix,
         pd.DataFrame,

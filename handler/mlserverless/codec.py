@@ -580,10 +580,15 @@ def count_rows(data: Any) -> int | None:
 
 
 def has_rows(value: Any, rows: int) -> bool:
-    """Return whether a result has one row for each of `rows`; a scalar counts as one row."""
+    """Return whether a result has one row for each of `rows`; a scalar counts as one row.
+
+    Results of several estimators may be stacked: [estimators, rows, classes].
+    """
     shape = getattr(value, "shape", None)
     if shape is not None:
-        return bool((shape[0] if shape else 1) == rows)
+        if (shape[0] if shape else 1) == rows:
+            return True
+        return len(shape) > 2 and bool(shape[1] == rows)
     if isinstance(value, tuple):  # a scalar beside arrays, a total say, belongs to no row
         return all(np.ndim(part) == 0 or has_rows(part, rows) for part in value)
     if isinstance(value, list):
