@@ -8,9 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
 from sklearn.dummy import DummyClassifier
+from sklearn.tree import DecisionTreeClassifier
 from starlette import routing
 
 from conftest import MakeModel
@@ -109,7 +111,7 @@ def test_the_servers_metadata_lists_what_works(served: Door) -> None:
     assert {
         "name": "mlserverless",
         "version": Settings().server_version,
-        "extensions": ["binary_tensor_data", "model_repository"],
+        "extensions": ["binary_tensor_data", "classification", "model_repository"],
     } == served("GET", "/v2").json
 
 
@@ -180,6 +182,61 @@ def test_what_the_estimator_throws_is_contained_and_its_words_are_not_logged(
         where = caplog.records[-1].__dict__["fields"]["where"]
         assert "test_app.py" in where
         assert "3125" not in where
+
+
+class Fading(BaseEstimator):
+    """Needs an attribute that a test takes away and gives back."""
+
+    slope: float
+
+    def fit(self, *_: Any) -> Fading:
+        return self
+
+    def predict(self, rows: Any) -> Any:
+        return self.slope * rows
+
+
+def test_a_model_at_fault_is_unavailable_in_the_index_until_it_predicts(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model("good", MODEL)
+    faulty = door(make_model("m", Fading(), parameters={"version": "v1"}))
+    answer = ask(faulty)
+    reason = "Model m cannot predict: its Fading has no attribute slope"
+    assert (500, {"error": reason}) == (answer.status, answer.json)
+
+    def states() -> Any:
+        index = faulty("POST", "/v2/repository/index").json
+        return [(each["name"], each["state"], each["reason"]) for each in index]
+
+    assert [("good", "READY", ""), ("m", "UNAVAILABLE", reason)] == states()
+    ready = faulty("POST", "/v2/repository/index", b'{"ready":true}').json
+    assert ["good"] == [each["name"] for each in ready]
+    assert 200 == ask(faulty, "/v2/models/good/infer").status
+    monkeypatch.setattr(Fading, "slope", 2.0, raising=False)
+    assert 200 == ask(faulty).status
+    assert [("good", "READY", ""), ("m", "READY", "")] == states()
+
+
+def test_a_classification_answers_the_label_of_the_highest_score(served: Door) -> None:
+    asked = {"name": "predict", "parameters": {"classification": 2}}
+    (output,) = ask(served, outputs=[asked]).json["outputs"]
+    assert ("predict", [1, 1], "BYTES", ["1.0:0:0"]) == (
+        output["name"], output["shape"], output["datatype"], output["data"],
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
+def test_a_log_probability_of_minus_infinity_is_null_and_kept_in_binary(
+    make_model: MakeModel,
+) -> None:
+    certain = door(make_model("m", DecisionTreeClassifier().fit([[0.0], [1.0]], [0, 1])))
+    plain = {"name": "predict_log_proba"}
+    (output,) = ask(certain, outputs=[plain]).json["outputs"]
+    assert [0.0, None] == output["data"]
+    answer = ask(certain, outputs=[{**plain, "parameters": {"binary_data": True}}])
+    length = int(answer.headers["inference-header-content-length"])
+    assert [0.0, -np.inf] == np.frombuffer(answer.body[length:]).tolist()
 
 
 def test_a_model_that_does_not_load_says_so_on_every_route(make_model: MakeModel) -> None:

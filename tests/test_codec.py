@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -14,6 +15,7 @@ import scipy.sparse
 
 from mlserverless import codec, wire
 from mlserverless.errors import BadRequest, MLServerlessError, TooLarge
+from mlserverless.metadata import Column, InputSchema
 from mlserverless.protocol import (
     DATATYPES,
     InferenceRequest,
@@ -27,6 +29,7 @@ from mlserverless.settings import ModelSettings
 
 MODEL = ModelSettings(name="m", location="/")
 LIMIT = 10_000
+NAN = float("nan")
 
 
 def tensor(
@@ -304,6 +307,152 @@ def test_a_table_that_does_not_fit_together_is_refused(
         decode(*inputs, kind="pd")
 
 
+class Trained(NamedTuple):
+    """What the codec reads of a loaded model."""
+
+    schema: Any
+    unused_columns: frozenset[str] = frozenset()
+
+
+def column(data: Any, known: Column | None = None, **options: Any) -> pd.Series[Any]:
+    """Return how one column of a DataFrame request is decoded."""
+    sent = tensor(data, **{"datatype": "BYTES", "name": "c", **options})
+    schema = InputSchema(() if known is None else (known,), has_names=known is not None)
+    request = InferenceRequest(None, {"content_type": "pd"}, (sent,), ())
+    found: pd.Series[Any] = codec.decode(request, MODEL, LIMIT, Trained(schema))["c"]
+    return found
+
+
+PRESENT: dict[tuple[str, str | None], Any] = {
+    ("BYTES", None): "a",
+    ("BYTES", "str"): "a",
+    ("BYTES", "np"): "a",
+    ("BYTES", "base64"): "YQ==",
+    ("BYTES", "datetime"): "2022-01-11T11:00:00",
+    ("BYTES", "pd_json"): "1",
+    ("FP16", None): 1,
+    ("FP32", None): 1.5,
+    ("FP64", None): 1.5,
+}
+
+
+@pytest.mark.parametrize(("datatype", "kind"), PRESENT)
+@pytest.mark.parametrize("missing", [NAN, None], ids=["NaN", "None"])
+def test_a_null_is_the_same_value_and_dtype_whatever_the_other_rows_are(
+    datatype: str, kind: str | None, missing: Any
+) -> None:
+    present = PRESENT[datatype, kind]
+    known = Column("c", datatype, missing=missing)
+    options: dict[str, Any] = {"datatype": datatype, "kind": kind}
+    columns = [
+        column(data, known, **options)
+        for data in ([None], [None, None], [None, present], [present, None], [present])
+    ]
+    assert 1 == len({each.dtype for each in columns})
+    found = [value for each in columns for value in each if pd.isna(value)]
+    assert 5 == len(found)
+    assert 1 == len({type(value) for value in found})
+    if datatype == "BYTES" and kind != "datetime":
+        assert (missing is None) == (found[0] is None)
+
+
+@pytest.mark.parametrize(("datatype", "kind"), PRESENT)
+def test_no_rows_have_the_dtype_that_rows_have(datatype: str, kind: str | None) -> None:
+    options: dict[str, Any] = {"datatype": datatype, "kind": kind}
+    some = column([PRESENT[datatype, kind]], **options)
+    none = column([], **options, shape=[0])
+    assert (0, some.dtype) == (len(none), none.dtype)
+
+
+def test_text_has_the_dtype_that_pandas_gives_text() -> None:
+    assert pd.Series(["a"]).dtype == column(["a", None]).dtype
+    none = Column("c", "BYTES", missing=None)
+    assert object == column(["a"], none).dtype
+
+
+def test_a_content_type_of_the_metadata_is_the_default_of_its_column() -> None:
+    class Dated(NamedTuple):
+        name: str = "c"
+        missing: Any = NAN
+        categories: Any = None
+        content_type: str = "datetime"
+
+    sent = tensor(["2022-01-11", None], "BYTES", name="c")
+    schema = SimpleNamespace(columns=(Dated(),), has_names=True, takes_documents=False)
+    request = InferenceRequest(None, {"content_type": "pd"}, (sent,), ())
+    found = codec.decode(request, MODEL, LIMIT, Trained(schema))["c"]
+    assert "datetime64[us]" == str(found.dtype)
+
+
+def test_dates_with_an_offset_keep_it_and_do_not_mix_with_others() -> None:
+    aware = "2022-01-11T11:00:00+01:00"
+    found = column([aware, None], kind="datetime")
+    assert ("datetime64[us, UTC+01:00]", True) == (str(found.dtype), found.isna()[1])
+    with pytest.raises(BadRequest, match="either all elements have a UTC offset, or none"):
+        column([aware, "2022-01-11"], kind="datetime")
+
+
+@pytest.mark.parametrize("datatype", ["INT8", "INT64", "UINT64", "BOOL"])
+def test_a_missing_number_needs_a_datatype_that_has_one(datatype: str) -> None:
+    with pytest.raises(BadRequest, match="use FP64 for missing values"):
+        column([1, None], datatype=datatype)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data", "sentence"),
+    [
+        ("UINT8", [300], "out of range for UINT8"),
+        ("INT32", [1.9], "whole numbers"),
+        ("FP32", [1e300], "out of range for FP32"),
+        ("INT64", [2**63], "out of range for INT64"),
+    ],
+)
+def test_a_number_in_a_column_is_refused_never_wrapped(
+    datatype: str, data: Any, sentence: str
+) -> None:
+    with pytest.raises(BadRequest, match=sentence):
+        column(data, datatype=datatype)
+    assert [2**63 - 1] == column([2**63 - 1], datatype="INT64").tolist()
+
+
+SIZES = Column("c", "BYTES", categories=np.array(["small", "big"], object))
+YEARS = Column("c", "INT64", categories=np.array([2020, 2021]))
+
+
+@pytest.mark.parametrize(
+    ("known", "datatype", "data", "codes"),
+    [
+        (SIZES, "BYTES", ["big", "small"], [1, 0]),
+        (SIZES, "BYTES", ["big"], [1]),
+        (SIZES, "BYTES", [None, "huge"], [-1, -1]),
+        (SIZES, "BYTES", [], []),
+        (YEARS, "INT64", [2021, 2020], [1, 0]),
+        (YEARS, "FP64", [2021.0, None, 2021.5], [1, -1, -1]),
+    ],
+)
+def test_a_category_column_has_the_categories_of_the_training_data(
+    known: Column, datatype: str, data: Any, codes: list[int]
+) -> None:
+    found = column(data, known, datatype=datatype, shape=[len(data)])
+    assert known.categories is not None
+    assert known.categories.tolist() == found.cat.categories.tolist()
+    assert codes == found.cat.codes.tolist()
+
+
+@pytest.mark.parametrize(
+    ("known", "datatype", "data", "sentence"),
+    [
+        (SIZES, "FP64", [1.0], "the categories of this column are strings: send BYTES"),
+        (YEARS, "BYTES", ["2021"], "the categories of this column are numbers: send numbers"),
+    ],
+)
+def test_a_category_of_another_type_is_refused_and_not_missing(
+    known: Column, datatype: str, data: Any, sentence: str
+) -> None:
+    with pytest.raises(BadRequest, match=sentence):
+        column(data, known, datatype=datatype)
+
+
 def test_without_pandas_only_a_table_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(MLServerlessError, match="this server has no pandas"):
@@ -341,9 +490,6 @@ def one(value: Any, kind: str | None = None) -> tuple[Any, ...]:
     )
 
 
-NAN = float("nan")
-
-
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -369,6 +515,7 @@ NAN = float("nan")
         (np.array(["2022-01-01"], "M8[D]"), ([1, 1], "BYTES", "datetime", ["2022-01-01T00:00:00"])),
         (scipy.sparse.eye(2, format="csr"), ([2, 2], "FP64", "np", [1, 0, 0, 1])),
         ([np.array([[1, 2]]), np.array([[3, 4]])], ([2, 1, 2], "INT64", "np", [1, 2, 3, 4])),
+        (np.array([["a"], ["b"]], object), ([2, 1], "BYTES", "np", ["a", "b"])),
     ],
     ids=str,
 )
@@ -379,6 +526,26 @@ def test_every_sort_of_result_has_one_spelling(value: Any, expected: Any) -> Non
 def test_arrays_of_several_shapes_are_one_output_each() -> None:
     outputs = encode([np.zeros((1, 2)), np.zeros((1, 3))])
     assert [("out_0", [1, 2]), ("out_1", [1, 3])] == [(o["name"], o["shape"]) for o in outputs]
+
+
+def test_a_tuple_is_one_output_an_element_and_never_stacked() -> None:
+    elements = (np.zeros((1, 2)), np.zeros((1, 2), np.int64), scipy.sparse.eye(1), ["a"])
+    outputs = encode((*elements, pd.DataFrame({"a": [1]})))
+    assert [
+        ("out_0", [1, 2], "FP64"),
+        ("out_1", [1, 2], "INT64"),
+        ("out_2", [1, 1], "FP64"),
+        ("out_3", [1, 1], "BYTES"),
+        ("out_4", [1, 1], "INT64"),
+    ] == [(each["name"], each["shape"], each["datatype"]) for each in outputs]
+
+
+def test_what_is_infinite_is_null_in_json_and_kept_in_binary() -> None:
+    values = np.array([-np.inf, np.inf, NAN, 0.5])
+    assert [None, None, None, 0.5] == one(values)[3]
+    asked = [(RequestOutput("out", {"binary_data": True}), values)]
+    (output,) = codec.encode(asked, InferenceRequest(None, {}, (), ()), MODEL)
+    np.testing.assert_array_equal(values, np.frombuffer(output.data))
 
 
 def test_a_table_is_one_output_a_column() -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from aws import BUCKET, S3Server
 from conftest import IMPLEMENTATION, MakeModel
@@ -53,6 +56,17 @@ def test_models_over_lambdas_limit_are_named_with_both_numbers_and_the_way_out(
     assert "Lambda's limit is 262,144,000; largest parts: models/big (300,000," in lines[0]
     assert "keep large models in S3 (parameter ModelBucket)" in lines[0]
     assert "ok       small 1 loads" == lines[2]
+
+
+def test_a_model_that_loads_and_cannot_predict_is_a_problem(
+    capsys: pytest.CaptureFixture[str], make_model: MakeModel
+) -> None:
+    make_model("good", make_pipeline(StandardScaler(), Ridge()).fit([[0.0], [1.0]], [0, 1]))
+    root = make_model("unfit", make_pipeline(StandardScaler(), Ridge()))
+    status, lines = said(capsys, str(root))
+    assert (1, "ok       good without a version loads") == (status, lines[0])
+    reason = "Model unfit cannot predict: its Pipeline is not fitted"
+    assert lines[1].startswith(f"problem  unfit without a version: {reason}")
 
 
 @pytest.mark.parametrize(

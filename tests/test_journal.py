@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from aws import BUCKET, S3Server
 from conftest import LOGS, ROOT, MakeModel
@@ -96,8 +97,8 @@ def test_a_line_is_cloudwatchs_metrics_too(digits: Path, lines: Lines) -> None:
         for metric in directive["Metrics"]:
             assert isinstance(line[metric["Name"]], int | float)
             found[metric["Name"]] = metric["Unit"]
-    of_failures = {("load_failures", "Count"), ("server_errors", "Count")}
-    assert METRICS.items() - of_failures == found.items()
+    failures = {"load_failures", "predict_failures", "server_errors"}
+    assert {name: unit for name, unit in METRICS.items() if name not in failures} == found
 
 
 def test_a_5xx_is_a_metric_of_its_function_version_and_nothing_else_is(
@@ -138,6 +139,25 @@ def test_a_load_that_fails_is_counted_and_names_its_model(
     assert ("ERROR", "m", 1) == (failed["level"], failed["model"], failed["load_failures"])
     assert failed["message"].startswith("Model m failed to load: ")
     assert ("ERROR", 500, "m") == (request["level"], request["status"], request["model"])
+
+
+def test_a_model_at_fault_is_counted_in_the_entry_of_its_request(
+    make_model: MakeModel, lines: Lines
+) -> None:
+    door = journaled(make_model("m", LogisticRegression()), "ERROR")
+    tensor = {"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [31415]}
+    body = json.dumps({"inputs": [tensor]})
+    for _ in range(2):
+        door(event(requestContext=asking("/v2/models/m/infer"), body=body), CONTEXT)
+    first, second = lines()
+    assert {"ERROR"} == {first["level"], second["level"]}
+    reason = "its LogisticRegression is not fitted; call fit before you save the model"
+    for found in (first, second):
+        assert (500, 1) == (found["status"], found["predict_failures"])
+        assert f"Model m cannot predict: {reason}" == found["error"]
+        assert "31415" not in json.dumps(found)
+        (directive,) = found["_aws"]["CloudWatchMetrics"]
+        assert {"Name": "predict_failures", "Unit": "Count"} in directive["Metrics"]
 
 
 def asking(path: str, method: str = "POST") -> dict[str, Any]:

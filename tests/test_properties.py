@@ -9,15 +9,27 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.compose import ColumnTransformer, make_column_transformer
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    OneHotEncoder,
+    OrdinalEncoder,
+    TargetEncoder,
+)
 
 from conftest import ROOT, MakeModel
 from doors import Door, http_api, through
-from mlserverless import codec, main, wire
+from mlserverless import codec, main, runtime, wire
+from mlserverless.metadata import Column, InputSchema
 from mlserverless.protocol import DATATYPES, InferenceRequest, InferenceResponse, RequestOutput
 from mlserverless.settings import ModelSettings, Settings
 
@@ -55,6 +67,113 @@ def test_any_array_of_any_datatype_survives(datatype: str, binary: bool, data: A
 @given(texts=st.lists(TEXTS, min_size=1, max_size=5))
 def test_any_text_survives(binary: bool, texts: list[str]) -> None:
     assert [[text] for text in texts] == back(np.array(texts), binary=binary).tolist()
+
+
+# ── rows ────────────────────────────────────────────────────────────────────────────────
+
+TRAINING = pd.DataFrame(
+    {
+        "size": [1.0, None, 3.0, 4.0, 2.0, 5.0] * 4,
+        "count": [1, 2, 3, 4, 5, 6] * 4,
+        "sex": ["m", "f", None, "f", "m", "x"] * 4,
+        "town": pd.Series(["a", None, "b", "b", "a", "c"] * 4, dtype=object),
+    }
+)
+TARGET = [0, 1, 1, 0, 1, 0] * 4
+
+
+def encoded(text: Any, town: Any) -> Any:
+    """A pipeline over all columns; `town` is object with None where training had it so."""
+    columns = ColumnTransformer(
+        [
+            ("number", SimpleImputer(), ["size", "count"]),
+            ("sex", text, ["sex"]),
+            ("town", town, ["town"]),
+        ],
+        sparse_threshold=0,
+    )
+    return make_pipeline(columns, LogisticRegression(max_iter=1000)).fit(TRAINING, TARGET)
+
+
+def categories() -> Any:
+    columns = make_column_transformer(
+        (OrdinalEncoder(encoded_missing_value=-1), ["sex"]),
+        remainder="drop",
+    )
+    return make_pipeline(columns, HistGradientBoostingClassifier(max_iter=3)).fit(TRAINING, TARGET)
+
+
+def frequent() -> Any:
+    return make_pipeline(
+        SimpleImputer(strategy="most_frequent"), OneHotEncoder(handle_unknown="ignore")
+    )
+
+
+# None is a category of town where an encoder sees it; NaN is missing elsewhere
+TABLE_MODELS = {
+    "imputed": (encoded(frequent(), "drop"), np.nan),
+    "categories of NaN and None": (encoded(OneHotEncoder(), OneHotEncoder()), None),
+    "ordinal": (categories(), np.nan),
+    "target": (encoded(TargetEncoder(cv=2), "drop"), np.nan),
+}
+DATATYPES_OF_COLUMNS = {"size": "FP64", "count": "INT64", "sex": "BYTES", "town": "BYTES"}
+ROWS = st.lists(
+    st.tuples(
+        st.none() | st.floats(-9, 9),
+        st.integers(-9, 9),
+        st.sampled_from(["m", "f", "x", None]),
+        st.sampled_from(["a", "b", "c", None]),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def table_model(name: str) -> runtime.Model:
+    estimator, missing = TABLE_MODELS[name]
+    model = runtime.Model(estimator, MODEL, 10**9)
+    columns = [
+        Column(each, datatype, missing=missing if each == "town" else np.nan)
+        for each, datatype in DATATYPES_OF_COLUMNS.items()
+    ]
+    model.schema = InputSchema(tuple(columns), has_names=True)
+    return model
+
+
+def probabilities(model: runtime.Model, rows: list[Any]) -> list[Any]:
+    inputs = [
+        {
+            "name": name,
+            "shape": [len(rows)],
+            "datatype": datatype,
+            "data": [row[at] for row in rows],
+        }
+        for at, (name, datatype) in enumerate(DATATYPES_OF_COLUMNS.items())
+    ]
+    asked = [{"name": "predict_proba"}]
+    text = orjson.dumps({"inputs": inputs, "outputs": asked, "parameters": {"content_type": "pd"}})
+    (output,) = model.infer(wire.decode(text)).outputs
+    found: list[Any] = output.data.reshape(output.shape).tolist()
+    return found
+
+
+@pytest.mark.parametrize("name", TABLE_MODELS)
+@settings(deadline=None, max_examples=30)
+@given(rows=ROWS)
+def test_the_prediction_for_a_row_never_depends_on_the_other_rows(
+    name: str, rows: list[Any]
+) -> None:
+    model = table_model(name)
+    together = probabilities(model, rows)
+    alone = [found for row in rows for found in probabilities(model, [row])]
+    np.testing.assert_allclose(together, alone, rtol=1e-12)
+    frame = pd.DataFrame(
+        {
+            column: pd.Series([row[at] for row in rows], dtype=TRAINING[column].dtype)
+            for at, column in enumerate(TRAINING.columns)
+        }
+    )
+    np.testing.assert_allclose(together, model.estimator.predict_proba(frame), rtol=1e-12)
 
 
 JSON = st.recursive(

@@ -147,12 +147,38 @@ TENSOR = {"name": "x", "datatype": "FP32", "shape": [-1, 4]}
         ({"inputs": [{**TENSOR, "shape": 4}]}, "shape must be a list of whole numbers"),
         ({"inputs": [{**TENSOR, "parameters": 4}]}, "inputs.parameters must be an object"),
         ({"parameters": {"extra": {"sha256": 1}}}, "parameters.extra.sha256 must be a string"),
+        (
+            {"parameters": {"extra": {"method_kwargs": ["predict"]}}},
+            "parameters.extra.method_kwargs must be an object",
+        ),
+        (
+            {"parameters": {"extra": {"method_kwargs": {"predict": "return_std"}}}},
+            "parameters.extra.method_kwargs.predict must be a list of strings",
+        ),
+        (
+            {"parameters": {"extra": {"method_kwargs": {"predict": [1]}}}},
+            "parameters.extra.method_kwargs.predict must be a string",
+        ),
+        (
+            {"parameters": {"extra": {"transform_output": "arrow"}}},
+            "parameters.extra.transform_output must be one of default, pandas, polars",
+        ),
     ],
 )
 def test_a_broken_file_is_a_model_with_a_problem_never_an_error(
     declared: Any, problem: str
 ) -> None:
     assert problem in (parsed(declared).problem or "")
+
+
+def test_the_settings_of_predictions_are_read() -> None:
+    extra = {"method_kwargs": {"predict": ["return_std"]}, "transform_output": "pandas"}
+    settings = parsed({**IMPLEMENTATION, "parameters": {"extra": extra}})
+    assert settings.problem is None
+    assert {"predict": ("return_std",)} == settings.method_kwargs
+    assert "pandas" == settings.transform_output
+    plain = parsed(IMPLEMENTATION)
+    assert ({}, None) == (plain.method_kwargs, plain.transform_output)
 
 
 def test_a_variable_that_is_no_json_is_named() -> None:

@@ -29,6 +29,7 @@ from mlserverless.errors import (
     Forbidden,
     MLServerlessError,
     NotReady,
+    PredictionError,
     TooLarge,
     TooSlow,
     Unavailable,
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-EXTENSIONS: Final = ("binary_tensor_data", "model_repository")
+EXTENSIONS: Final = ("binary_tensor_data", "classification", "model_repository")
 
 _MODEL: Final = ("/v2/models/{name}/versions/{version}", "/v2/models/{name}")
 
@@ -247,7 +248,11 @@ class _Service:
     ) -> wire.Encoded:
         line, start = _line(request), time.perf_counter()
         memory.check_json(body)
-        answer = model.infer(wire.decode(body, request.headers.get(BINARY_HEADER)))
+        try:
+            answer = model.infer(wire.decode(body, request.headers.get(BINARY_HEADER)))
+        except PredictionError:
+            line.predict_failures = 1
+            raise
         memory.check(sum([wire.most_bytes(output) for output in answer.outputs]))
         encoded = wire.encode(answer)
         if packed:

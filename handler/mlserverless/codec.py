@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from itertools import chain
-from math import isnan, prod
-from typing import TYPE_CHECKING, Any, Final
+from math import isnan, nan, prod
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import orjson
 
 from mlserverless import memory
-from mlserverless.errors import BadRequest, MLServerlessError, TooLarge, quote
+from mlserverless.errors import NAME_LIMIT, BadRequest, MLServerlessError, TooLarge, quote
 from mlserverless.protocol import (
     InferenceRequest,
     Raw,
@@ -49,6 +50,9 @@ _DATATYPES: Final = {dtype: name for name, dtype in DTYPES.items()}
 INPUT_CODECS: Final = ("np", "str", "base64", "datetime", "pd_json")
 REQUEST_CODECS: Final = ("np", "pd", "str")
 
+MAX_NAMES_SHOWN: Final = 10  # names of columns that one message lists
+_MAX_NAMES_COMPARED: Final = 100  # columns of a request that are compared for a misspelling
+
 _INFINITE: Final = frozenset({"inf", "infinity"})
 _EXACT: Final = 2.0**53  # from here on a double no longer tells neighbours apart
 _TEXT_FACTOR: Final = 8  # padded text may take this many times the body limit
@@ -57,17 +61,68 @@ _TEXT_FACTOR: Final = 8  # padded text may take this many times the body limit
 # ── decoding ────────────────────────────────────────────────────────────────────────────
 
 
-def decode(request: InferenceRequest, model: ModelSettings, body_limit: int) -> Any:
-    """What the estimator is called with: an array, a list, or a DataFrame.
+class TrainedColumn(Protocol):
+    """One column of the training data; see `metadata.Column`."""
 
-    `body_limit` (bytes) bounds what padding text may allocate. Raises BadRequest with a
-    sentence, TooLarge when the padded text would not fit.
+    @property
+    def name(self) -> str:
+        """The column's name."""
+
+    @property
+    def missing(self) -> Any:
+        """The value that stands for a JSON null: NaN or None."""
+
+    @property
+    def categories(self) -> Array | None:
+        """The categories, if the estimator requires pandas' category dtype."""
+
+
+class TrainedInputs(Protocol):
+    """What an estimator takes; see `metadata.InputSchema`."""
+
+    @property
+    def columns(self) -> Sequence[TrainedColumn]:
+        """The columns in training order."""
+
+    @property
+    def has_names(self) -> bool:
+        """Whether the estimator was trained on a DataFrame."""
+
+    @property
+    def takes_documents(self) -> bool:
+        """Whether the estimator takes a list of strings."""
+
+
+class Trained(Protocol):
+    """A loaded model. Its properties are read only by the requests that need them."""
+
+    @property
+    def schema(self) -> TrainedInputs:
+        """What the estimator takes."""
+
+    @property
+    def unused_columns(self) -> frozenset[str]:
+        """The columns that the estimator drops, which a request may leave out."""
+
+
+def decode(
+    request: InferenceRequest,
+    model: ModelSettings,
+    body_limit: int,
+    trained: Trained | None = None,
+) -> Any:
+    """Return what the estimator is called with: an array, a list, or a DataFrame.
+
+    `body_limit` (bytes) bounds what padding text may allocate. `trained` decides what the
+    request leaves open: the order of columns, missing values, and whether text is a list.
+    Raises BadRequest with one sentence, TooLarge if the padded text would not fit.
     """
     declared = {tensor.name: tensor.content_type for tensor in model.inputs}
     codecs = [_input_codec(tensor, declared.get(tensor.name)) for tensor in request.inputs]
-    codec = _request_codec(request.content_type or model.content_type)
+    named = request.content_type or model.content_type
+    codec = _request_codec(named)
     if codec == "pd":
-        return _table(request.inputs, codecs, body_limit)
+        return _table(request.inputs, codecs, body_limit, trained)
     if len(request.inputs) != 1:
         raise BadRequest(
             f"this request is decoded as one tensor and has {len(request.inputs)} inputs; "
@@ -76,6 +131,14 @@ def decode(request: InferenceRequest, model: ModelSettings, body_limit: int) -> 
     tensor, own = request.inputs[0], codecs[0]
     if own == "pd_json":  # means something inside a table only
         own = None
+    if (
+        tensor.datatype == "BYTES"
+        and own is None
+        and codec != named  # the request leaves the codec open
+        and trained is not None
+        and trained.schema.takes_documents
+    ):
+        own = "str"
     return _DECODERS[own or codec](tensor, body_limit)
 
 
@@ -160,7 +223,10 @@ def _kinds(data: Any) -> set[type]:
 
 
 def _natural(tensor: RequestInput, complaint: str) -> Array:
-    if str in _kinds(tensor.data):  # numpy would pad all of them to the longest
+    types = _kinds(tensor.data)
+    if type(None) in types:
+        raise _complain(tensor, f"{complaint}; use FP64 for missing values")
+    if str in types:  # numpy would pad all of them to the longest
         raise _complain(tensor, complaint)
     try:
         return np.array(tensor.data)
@@ -363,34 +429,172 @@ def _pandas() -> Any:
 
 
 def _table(
-    inputs: Sequence[RequestInput], codecs: Sequence[str | None], body_limit: int
+    inputs: Sequence[RequestInput],
+    codecs: Sequence[str | None],
+    body_limit: int,
+    trained: Trained | None,
 ) -> pd.DataFrame:
-    """`pd`: one input a column, in the order they came."""
+    """Return a DataFrame with one column per input, in training order where that is known.
+
+    The dtype of a column follows from its datatype and codec, never from its values: a row
+    reaches the estimator as the same values, whatever the other rows of the request are.
+    """
     if not inputs:
         raise BadRequest("a table needs at least one input, one a column")
+    schema = None if trained is None else trained.schema
+    if schema is not None and schema.takes_documents:
+        raise BadRequest(
+            "this model takes a list of strings and no DataFrame: "
+            'send one input and set content_type to "str"'
+        )
     pandas = _pandas()
+    known: dict[str, TrainedColumn] = {}
+    if schema is not None and schema.has_names:
+        known = {column.name: column for column in schema.columns}
     columns: dict[str, Any] = {}
     rows: int | None = None
     for tensor, codec in zip(inputs, codecs, strict=True):
         if tensor.name in columns:
             raise _complain(tensor, "this name is given to two columns")
-        column = _column(tensor, codec, body_limit)
+        column = _column(tensor, codec, body_limit, known.get(tensor.name))
         if rows is not None and len(column) != rows:
             raise _complain(tensor, f"{len(column)} rows where the columns before have {rows}")
         rows = len(column)
         columns[tensor.name] = column
+    if known and trained is not None:
+        columns = _in_training_order(columns, known, trained)
     table: pd.DataFrame = pandas.DataFrame(columns)
     return table
 
 
-def _column(tensor: RequestInput, codec: str | None, body_limit: int) -> Any:
+def _in_training_order(
+    columns: Mapping[str, Any], names: Mapping[str, Any], trained: Trained
+) -> dict[str, Any]:
+    """Return the columns in the order of `names`, others after them.
+
+    Raises BadRequest if one that the estimator needs is missing.
+    """
+    missing = [name for name in names if name not in columns]
+    if missing:
+        missing = [name for name in missing if name not in trained.unused_columns]
+    if missing:
+        others = [name for name in columns if name not in names]
+        raise BadRequest(_missing_message(missing, others))
+    return {**{name: columns[name] for name in names if name in columns}, **columns}
+
+
+def _missing_message(missing: Sequence[str], others: Sequence[str]) -> str:
+    shown = [quote(name) for name in missing[:MAX_NAMES_SHOWN]]
+    listed = ", ".join(shown) + (", …" if missing[MAX_NAMES_SHOWN:] else "")
+    similar = [
+        f"{quote(found)} for {quote(name)}"
+        for name in missing[:MAX_NAMES_SHOWN]
+        if (found := _similar_name(name, others)) is not None
+    ]
+    hint = f"; the request has {', '.join(similar)}" if similar else ""
+    columns = "the column" if len(missing) == 1 else "the columns"
+    return f"{columns} {listed} that the model was trained with must be in the request{hint}"
+
+
+def _similar_name(name: str, others: Sequence[str]) -> str | None:
+    """Return the one of `others` that may be `name` misspelled, or None."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only a wrong request needs it
+
+    # the comparison takes quadratic time, and a client chooses the names
+    short = [other for other in others[:_MAX_NAMES_COMPARED] if len(other) <= 2 * len(name) + 2]
+    folded = {other.strip().casefold(): other for other in short}
+    found = get_close_matches(name.casefold()[:NAME_LIMIT], folded, n=1)
+    return folded[found[0]] if found else None
+
+
+def _column(
+    tensor: RequestInput, codec: str | None, body_limit: int, known: TrainedColumn | None
+) -> Any:
+    """Return one column's values with the dtype that its datatype and codec decide."""
     if len(tensor.shape) not in (1, 2) or (len(tensor.shape) == 2 and tensor.shape[1] != 1):
         raise _complain(tensor, f"a column has shape [n] or [n, 1], not {_shown(tensor.shape)}")
+    missing = nan if known is None else known.missing
+    if codec is None and tensor.datatype == "BYTES":
+        codec = getattr(known, "content_type", None)  # the metadata's is the default
+    if codec == "datetime":
+        return _datetime_column(tensor)
     if codec in _ELEMENTS:
-        return _elements(tensor, codec, null=True)
-    if codec == "str" or (codec is None and tensor.datatype == "BYTES"):
-        return _texts(tensor, null=True)
-    return _array(tensor, body_limit).ravel()
+        return _object_column(_elements(tensor, codec, null=True), missing)
+    is_text = codec == "str" or tensor.datatype == "BYTES"
+    values: Any = _texts(tensor, null=True) if is_text else _array(tensor, body_limit).ravel()
+    if known is not None and known.categories is not None:
+        listed = values if is_text else values.tolist()
+        return _category_column(tensor, listed, known.categories.tolist())
+    return _text_column(values, missing) if is_text else values
+
+
+def _text_column(texts: Sequence[Any], missing: Any) -> Any:
+    if missing is None:
+        return _object_column(texts, missing)
+    filled = [missing if text is None else text for text in texts]
+    return _pandas().Series(filled, dtype=_text_dtype())
+
+
+@cache
+def _text_dtype() -> Any:
+    """Return the dtype of a text column: `str` in pandas 3, object in pandas 2."""
+    return _pandas().Series(["text"]).dtype
+
+
+def _object_column(values: Sequence[Any], missing: Any) -> Any:
+    filled = [missing if value is None else value for value in values]
+    return _pandas().Series(filled, dtype=object)
+
+
+def _datetime_column(tensor: RequestInput) -> Any:
+    values, pandas = _elements(tensor, "datetime", null=True), _pandas()
+    has_offset = {value.tzinfo is not None for value in values if value is not None}
+    if len(has_offset) > 1:
+        raise _complain(tensor, "either all elements have a UTC offset, or none")
+    if has_offset == {True}:
+        return pandas.Series([pandas.NaT if value is None else value for value in values])
+    return pandas.Series(values, dtype="datetime64[us]")
+
+
+def _category_column(tensor: RequestInput, values: list[Any], categories: list[Any]) -> Any:
+    """Return a categorical column; a value that training has not seen is missing in it."""
+    codes = {category: code for code, category in enumerate(categories)}
+    is_text = {isinstance(category, str) for category in categories}
+    present = [value for value in values if not _missing(value)]
+    if is_text and not is_text.issuperset(isinstance(value, str) for value in present):
+        complaint = "strings: send BYTES" if is_text == {True} else "numbers: send numbers"
+        raise _complain(tensor, f"the categories of this column are {complaint}")
+    found = [codes.get(value, -1) for value in values]
+    return _pandas().Categorical.from_codes(found, categories=categories)
+
+
+# ── rows ────────────────────────────────────────────────────────────────────────────────
+
+
+def count_rows(data: Any) -> int | None:
+    """Return how many rows a decoded request has; None for a tensor of shape []."""
+    shape = getattr(data, "shape", None)
+    if shape is None:
+        return len(data)
+    return int(shape[0]) if shape else None
+
+
+def has_rows(value: Any, rows: int) -> bool:
+    """Return whether a result has one row for each of `rows`; a scalar counts as one row.
+
+    Results of several estimators may be stacked: [estimators, rows, classes].
+    """
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        if (shape[0] if shape else 1) == rows:
+            return True
+        return len(shape) > 2 and bool(shape[1] == rows)
+    if isinstance(value, tuple):  # a scalar beside arrays, a total say, belongs to no row
+        return all(np.ndim(part) == 0 or has_rows(part, rows) for part in value)
+    if isinstance(value, list):
+        is_per_target = bool(value) and all(isinstance(part, np.ndarray) for part in value)
+        return len(value) == rows or (is_per_target and all(has_rows(part, rows) for part in value))
+    return rows == 1
 
 
 # ── encoding ────────────────────────────────────────────────────────────────────────────
@@ -442,11 +646,20 @@ def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
     """One result as the tensors it makes: a list of arrays may be one, or one each."""
     if hasattr(value, "toarray"):  # scipy's sparse matrices and arrays
         return [(name, value.toarray())]
-    if isinstance(value, list | tuple) and value and isinstance(value[0], np.ndarray):
+    if isinstance(value, tuple):  # several results of one call, each with its own datatype
+        return [(f"{name}_{index}", _dense(part)) for index, part in enumerate(value)]
+    if isinstance(value, list) and value and isinstance(value[0], np.ndarray):
         if len({np.shape(part) for part in value}) == 1:
             return [(name, np.stack(value))]
         return [(f"{name}_{index}", part) for index, part in enumerate(value)]
     return [(name, value)]
+
+
+def _dense(value: Any) -> Any:
+    """Return a sparse result, or a DataFrame in a tuple, as an array."""
+    if hasattr(value, "toarray"):
+        return value.toarray()
+    return value.to_numpy() if _is_table(value) else value
 
 
 def _spell(name: str, value: Any, codec: str | None, binary: bool) -> ResponseOutput:

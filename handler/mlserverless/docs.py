@@ -230,7 +230,8 @@ _SCHEMAS: Final[Document] = {
         _object(["name", "state", "reason"], name=_TEXT, version=_TEXT, state=_TEXT, reason=_TEXT)
     ),
     "TensorData": {
-        "description": "Flat, or nested in row-major order",
+        "description": "Flat, or nested in row-major order. In a response, null stands for NaN, "
+        "inf and -inf; an output with binary_data keeps them.",
         "type": "array",
         "items": {
             "nullable": True,

@@ -45,6 +45,8 @@ def examine(root: str, settings: Settings) -> Iterator[Finding]:
         registry = Registry(repository, settings)
         states = registry.index()
         registry.load_all()
+        for model in registry.loaded():
+            model.example()  # an estimator that is not fitted loads, and fails to predict
         states = registry.index()
     except MLServerlessError as error:
         yield Finding(False, f"{error}: mend the name, or what its owner allows you")

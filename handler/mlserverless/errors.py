@@ -9,6 +9,7 @@
      ├─ Forbidden           403  the server's owner has switched this off
      ├─ NotReady            400  asked whether it is ready, and it is not
      ├─ ModelLoadError      500  the model exists and cannot be loaded, for good
+     ├─ PredictionError     500  the model is loaded and cannot predict, whatever the data
      ├─ RepositoryError     500  the repository, not a model, cannot be read, for good
      ├─ SettingsError       500  a setting, or a settings file, cannot be understood
      ├─ TooSlow             504  the model needs longer than the function has
@@ -85,6 +86,13 @@ class NotReady(MLServerlessError):
 
 class ModelLoadError(MLServerlessError):
     """The model is there and cannot be loaded; the same bytes will fail again."""
+
+
+class PredictionError(MLServerlessError):
+    """The model is loaded and cannot predict: it is not fitted, or lacks an attribute or a module.
+
+    A request with other data fails in the same way, so it is not the client's error.
+    """
 
 
 class RepositoryError(MLServerlessError):

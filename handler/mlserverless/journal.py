@@ -34,6 +34,7 @@ METRICS: Final = {
     "model_load_ms": "Milliseconds",
     "load_failures": "Count",
     "server_errors": "Count",
+    "predict_failures": "Count",
 }
 # A canary's alarm watches the new version alone: by function and by function_version.
 _BY_VERSION: Final = frozenset({"server_errors"})
@@ -64,6 +65,7 @@ class Line:
     load_ms: float | None = None
     predict_ms: float | None = None
     error: str | None = None  # a sentence of ours, where the fault is not the client's
+    predict_failures: int | None = None  # 1 if the model was at fault
 
     def __init__(self, ids: Fields = MappingProxyType({})) -> None:
         self.started = time.perf_counter()
@@ -133,6 +135,8 @@ class Journal(logging.Handler):
             fields["function_version"] = self.version
         if line.error is not None:
             fields["error"] = line.error
+        if line.predict_failures is not None:
+            fields["predict_failures"] = line.predict_failures
         self._write(logging.getLevelName(number), "request", fields)
 
     def _write(self, level: str, message: str, fields: Fields) -> None:

@@ -109,6 +109,9 @@ class Entry:
     @property
     def state(self) -> ModelState:
         """Its line of the index: ready unless something is known to stand against it."""
+        model = self.model
+        if model is not None and model.fault is not None:
+            return ModelState(self.name, self.version, False, model.fault)
         reason = self.settings.problem or (str(self.failure) if self.failure else "")
         if self.unloaded:
             reason = "unloaded"

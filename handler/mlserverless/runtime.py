@@ -6,12 +6,13 @@ Source of the behaviour: mlserver_sklearn 1.7.1.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from mlserverless import codec, wire
-from mlserverless.errors import BadRequest, one_line, quote
+from mlserverless import codec, prediction, wire
+from mlserverless.errors import BadRequest, PredictionError, one_line, quote
 from mlserverless.protocol import (
     InferenceRequest,
     InferenceResponse,
@@ -34,11 +35,19 @@ METHODS: Final = (
 )
 # What an estimator raises when it is the data of this request that it cannot take.
 _REFUSALS: Final = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+# With those that say that the estimator's code cannot run, whatever the data is.
+_EXPLAINED: Final = (*_REFUSALS, ImportError, NameError, OSError)
+_NO_ARGUMENTS: Final[Mapping[str, Any]] = MappingProxyType({})
+# PatchExtractor returns several patches for each image.
+_ROW_CHANGING_ESTIMATORS: Final = ("PatchExtractor",)
 _SENTENCE_LIMIT: Final = 1000  # characters of an estimator's own words
 
 
 class Model:
-    """One estimator in memory, with the settings that it was loaded by."""
+    """One estimator in memory, with the settings that it was loaded by.
+
+    `fault` is the message of the last PredictionError; None once a prediction has succeeded.
+    """
 
     def __init__(self, estimator: Any, settings: ModelSettings, body_limit: int) -> None:
         self.estimator = estimator
@@ -50,12 +59,37 @@ class Model:
             names = (*METHODS, own)
         # asked once: scikit-learn answers hasattr by running checks
         self.methods = tuple(name for name in names if callable(getattr(estimator, name, None)))
+        self.fault: str | None = None
+        changes_rows = type(estimator).__name__ in _ROW_CHANGING_ESTIMATORS
+        self._row_methods = () if changes_rows else METHODS
+        self._method_kwargs = settings.method_kwargs
+        declared = settings.transform_output
+        if declared is None:
+            self._transform_output, self._unclear = prediction.find_transform_output(estimator)
+        else:
+            self._transform_output = None if declared == "default" else declared
+            self._unclear = False
 
     def infer(self, request: InferenceRequest) -> InferenceResponse:
-        """Answer one request. Raises BadRequest for what the client can mend."""
-        asked = self._asked(request)
-        data = codec.decode(request, self.settings, self.body_limit)
-        results = [(output, self._call(output.name, data)) for output in asked]
+        """Predict for one request.
+
+        Raises BadRequest for what the client can correct, PredictionError for a fault of the
+        model, which `fault` then holds.
+        """
+        requested = self._asked(request)
+        data = codec.decode(request, self.settings, self.body_limit, self)
+        rows = codec.count_rows(data)
+        results = []
+        for output in requested:
+            if output.parameters:
+                value = self._call_with_parameters(output, data)
+            else:
+                value = self._call(output.name, data)
+            if not (rows is None or codec.has_rows(value, rows)):
+                value = self._fit_rows(output.name, value, request, rows)
+            results.append((output, value))
+        if self.fault is not None:
+            self.fault = None
         return InferenceResponse(
             model_name=self.settings.name,
             model_version=self.settings.version,
@@ -84,17 +118,99 @@ class Model:
         offer = ", ".join(self.methods) or "no output at all"
         raise BadRequest(f"output {quote(name)} is not to be had; this model offers {offer}")
 
-    def _call(self, name: str, data: Any) -> Any:
+    def _call_with_parameters(self, output: RequestOutput, data: Any) -> Any:
+        """Call the method of an output that has parameters: keyword arguments, classification."""
+        name, count = output.name, None
+        if output.parameters.get(prediction.CLASSIFICATION) is not None:
+            count = prediction.read_count(output)
+            name = prediction.choose_scores(name, self.methods)
+        arguments = _NO_ARGUMENTS
+        if name in self._method_kwargs:
+            allowed = self._method_kwargs[name]
+            arguments = prediction.read_keyword_arguments(output, allowed)
+        value = self._call(name, data, arguments)
+        if count is not None:
+            return prediction.classify(name, value, self.estimator, count)
+        return value
+
+    def _call(self, name: str, data: Any, arguments: Mapping[str, Any] = _NO_ARGUMENTS) -> Any:
         try:
-            return getattr(self.estimator, name)(data)
-        except _REFUSALS as error:
-            sentence = one_line(error)[:_SENTENCE_LIMIT] or type(error).__name__
-            raise BadRequest(f"the model cannot take this data: {sentence}") from error
+            if self._transform_output is None:
+                return getattr(self.estimator, name)(data, **arguments)
+            return self._call_in(self._transform_output, name, data, arguments)
+        except _EXPLAINED as error:
+            fault = prediction.describe_fault(error)
+            if fault is None and self._unclear and self._needs_pandas(name, data, arguments):
+                fault = (
+                    "its steps need DataFrames of each other; "
+                    'set parameters.extra.transform_output to "pandas"'
+                )
+            if fault is not None:
+                raise self._failed(fault) from error
+            if not isinstance(error, _REFUSALS):
+                raise
+            why = self._why(error, data)
+            raise BadRequest(f"the model cannot take this data: {why}") from error
         except BaseException as error:
             # neither what stops a process nor what ends a generator is a request's business
             if isinstance(error, Exception) and not isinstance(error, StopIteration):
                 raise
             raise RuntimeError().with_traceback(error.__traceback__) from None
+
+    def _call_in(self, container: str, name: str, data: Any, arguments: Mapping[str, Any]) -> Any:
+        """Call a method while scikit-learn's transformers return `container`, in this thread."""
+        from sklearn import config_context  # noqa: PLC0415 - INIT must not import it
+
+        if not prediction.is_installed(container):
+            raise self._failed(
+                f"parameters.extra.transform_output is {container}, which is not installed here"
+            )
+        with config_context(transform_output=container):
+            return getattr(self.estimator, name)(data, **arguments)
+
+    def _needs_pandas(self, name: str, data: Any, arguments: Mapping[str, Any]) -> bool:
+        """Return whether a call that failed succeeds if transformers return DataFrames."""
+        if not prediction.is_installed("pandas"):
+            return False
+        try:
+            self._call_in("pandas", name, data, arguments)
+        except Exception:  # noqa: BLE001 - an estimator may raise anything
+            return False
+        return True
+
+    def _failed(self, reason: str) -> PredictionError:
+        """Note a fault of the model and return the error to raise."""
+        self.fault = f"Model {quote(self.settings.name)} cannot predict: {reason}"
+        return PredictionError(self.fault)
+
+    def _why(self, error: Exception, data: Any) -> str:
+        """Return why the estimator refused `data`, in its own words unless ours say more."""
+        own = one_line(error)[:_SENTENCE_LIMIT] or type(error).__name__
+        shape = getattr(data, "shape", None)
+        if shape is not None and len(shape) < 2 and own.startswith("Expected 2D array"):
+            width = getattr(self.estimator, "n_features_in_", "columns")
+            return f"its shape is {list(shape)}; this model takes [rows, {width}]"
+        # text vectorizers call str's methods on what they take for documents
+        if isinstance(error, AttributeError) and shape and self.schema.takes_documents:
+            own += '; this model takes a list of strings: set content_type to "str"'
+        return own
+
+    def _fit_rows(self, name: str, value: Any, request: InferenceRequest, rows: int) -> Any:
+        """Return a result that has not one row for each of `rows`, if that is right.
+
+        Raises PredictionError or BadRequest otherwise.
+        """
+        if name not in self._row_methods:  # the operator's own predict_fn
+            return value
+        if rows == 1 and getattr(value, "ndim", 0) == 1:
+            return value.reshape(1, -1)  # SparsePCA returns [k] and not [1, k] for one row
+        problem = f"{name} does not return one row for each of the {rows} rows of the request"
+        if any(tensor.datatype == "BYTES" for tensor in request.inputs):
+            raise BadRequest(
+                f"{problem}; for a model that takes a list of strings, "
+                'send one input and set content_type to "str"'
+            )
+        raise self._failed(problem)
 
     # ── what it says of itself ──────────────────────────────────────────────────────────
 
@@ -104,6 +220,12 @@ class Model:
         from mlserverless.metadata import describe_inputs  # noqa: PLC0415 - arrays need none
 
         return describe_inputs(self.estimator)
+
+    @cached_property
+    def unused_columns(self) -> frozenset[str]:
+        """The columns of the training data that the estimator drops at its input."""
+        names = [column.name for column in self.schema.columns]
+        return prediction.find_unused_columns(self.estimator, names)
 
     def example(self) -> dict[str, Any] | None:
         """Return a request that this model has just answered; None if none was found in time.

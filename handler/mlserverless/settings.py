@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -32,6 +32,7 @@ IMPLEMENTATION: Final = "mlserver_sklearn.SKLearnModel"
 IMPLEMENTATIONS: Final = (IMPLEMENTATION, "mlserver_sklearn.sklearn.SKLearnModel")
 
 CONTROL_MODES: Final = ("none", "explicit", "poll")
+TRANSFORM_OUTPUTS: Final = ("default", "pandas", "polars")  # of sklearn.set_config
 # Lambda's names of levels, as Python's logging has them
 LEVELS: Final = dict.fromkeys(("DEBUG", "TRACE"), "DEBUG") | {
     "INFO": "INFO",
@@ -207,6 +208,17 @@ class ModelSettings:
         """The types that a skops artefact may hold besides those that skops itself trusts."""
         return tuple(self.extra.get("trusted") or ())
 
+    @property
+    def method_kwargs(self) -> Mapping[str, Sequence[str]]:
+        """The keyword arguments of each method that an output's parameters may set."""
+        declared = self.extra.get("method_kwargs") or {}
+        return {method: tuple(names or ()) for method, names in declared.items()}
+
+    @property
+    def transform_output(self) -> str | None:
+        """The container that scikit-learn's transformers returned in training, if declared."""
+        return self.extra.get("transform_output")
+
     @classmethod
     def parse(
         cls,
@@ -275,6 +287,7 @@ class _ModelReader:
         for word in ("predict_fn", "sha256"):
             _optional_text(f"{MODEL_SETTINGS_FILE}: parameters.extra.{word}", extra.get(word))
         _names(f"{MODEL_SETTINGS_FILE}: parameters.extra.trusted", extra.get("trusted"))
+        _check_prediction_settings(extra)
         implementation = self.read("implementation", _optional_text)
         problem = None
         if implementation is None:
@@ -297,6 +310,19 @@ class _ModelReader:
             content_type=self.parameter("content_type", _optional_text),
             extra=extra,
             problem=problem,
+        )
+
+
+def _check_prediction_settings(extra: JSONObject) -> None:
+    """Raise SettingsError unless `method_kwargs` and `transform_output` have valid types."""
+    label = f"{MODEL_SETTINGS_FILE}: parameters.extra.method_kwargs"
+    for method, arguments in _mapping(label, extra.get("method_kwargs")).items():
+        _names(f"{label}.{method}", arguments)
+    container = extra.get("transform_output")
+    if container is not None and container not in TRANSFORM_OUTPUTS:
+        raise SettingsError(
+            f"{MODEL_SETTINGS_FILE}: parameters.extra.transform_output must be one of "
+            + ", ".join(TRANSFORM_OUTPUTS)
         )
 
 

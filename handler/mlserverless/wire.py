@@ -7,6 +7,7 @@ Source: https://github.com/triton-inference-server/server/blob/main/docs/protoco
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,12 +32,17 @@ from mlserverless.protocol import (
     ResponseOutput,
 )
 
+# keys of other servers' requests: MLflow's, and TensorFlow Serving's and KServe's first protocol
+_OTHER_FORMATS: Final = ("dataframe_records", "dataframe_split", "instances")
 MAX_OUTPUTS: Final = 100
 MAX_CODINGS: Final = 2  # of one body, each a pass over all of it
 MAX_DIMENSIONS: Final = 64  # numpy's own limit
 MAX_LENGTH: Final = 2**63 - 1  # of one dimension, numpy's own limit
 MAX_MEMBERS: Final = 16  # of one gzip body; each costs a copy of what follows it
 GZIP_FROM: Final = 500  # bytes; below it compression costs more than it saves
+
+# what Python's json module writes for numbers that JSON does not have
+_NOT_JSON_PATTERN: Final = re.compile(r"NaN|-?Infinity")
 
 _GZIP: Final = zlib.MAX_WBITS | 16
 _WINDOWS: Final[Mapping[str, tuple[int, ...]]] = {
@@ -151,6 +157,12 @@ def _loads(text: bytes | memoryview) -> Any:
         with paused():
             return orjson.loads(text)
     except orjson.JSONDecodeError as error:
+        start = error.pos - (error.doc[max(0, error.pos - 1) : error.pos] == "-")
+        token = _NOT_JSON_PATTERN.match(error.doc, start)
+        if token is not None:
+            raise BadRequest(
+                f"{token[0]} is not JSON: send null, or the tensor as binary"
+            ) from error
         raise BadRequest(f"the body is not valid JSON: {error}") from error
 
 
@@ -185,7 +197,9 @@ def _parameters(message: JSONObject, owner: str) -> JSONObject:
 def _inputs(message: JSONObject, raw: memoryview | None) -> tuple[RequestInput, ...]:
     entries = message.get("inputs")
     if type(entries) is not list:
-        raise BadRequest("inputs must be a list of tensors")
+        other = next((name for name in _OTHER_FORMATS if name in message), None)
+        hint = f", not {other}" if entries is None and other is not None else ""
+        raise BadRequest(f"inputs must be a list of tensors{hint}")
     inputs = []
     offset = 0
     for entry in entries:
