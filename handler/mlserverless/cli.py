@@ -14,7 +14,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import NoReturn
 
+import httptools
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -28,9 +30,11 @@ from mlserverless.registry import Registry
 from mlserverless.repository import open_repository
 from mlserverless.settings import Settings
 
-HEAD_BYTES = 65_536  # of a request before its body
-HEAD_SECONDS = 10  # that it may take to come
+MAX_HEADER_BYTES = 65_536  # request line and headers of a request
+HEADER_TIMEOUT_SECONDS = 10  # from a connection, or the first byte of a request, to its body
 USAGE_ERROR = 2  # argparse's own code for a command that cannot be carried out as given
+
+_HEADERS_TOO_LARGE = f"the headers are larger than {MAX_HEADER_BYTES} bytes"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +91,7 @@ def _start(folder: str) -> int:
     server = uvicorn.Server(
         uvicorn.Config(
             _journaled(create_app(registry, settings, threads=True), journal),
-            http=_Http,
+            http=_HttpProtocol,
             loop="uvloop",
             lifespan="off",
             ws="none",
@@ -143,44 +147,97 @@ def _profile(root: str, svg: str | None) -> int:
     return 0
 
 
-class _Http(HttpToolsProtocol):
-    """uvicorn's protocol, with bounds for a head, and our form for what is no HTTP at all."""
+class _HttpProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 protocol with limits for headers, without upgrades, with JSON errors.
+
+    A client that offers to continue in another protocol (`Upgrade: h2c` of `curl --http2` and of
+    Java's HttpClient, `Upgrade: websocket`) gets an HTTP/1.1 response, as RFC 9110 section 7.8
+    allows. httptools stops after the headers of such a request and never parses its body. The
+    request is therefore parsed a second time without its Upgrade header.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first head."""
+        """Start the timer for the headers of the first request."""
         super().connection_made(transport)
-        self._await_head()
+        self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing more."""
-        self.late.cancel()
+        """Stop the timer."""
+        self.header_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read on, unless the head has grown too large."""
-        super().data_received(data)
-        if not self.late.cancelled():
-            self.head += len(data)
-            if self.head > HEAD_BYTES:
-                self.send_400_response(f"the headers are larger than {HEAD_BYTES} bytes")
+        """Parse what was read; close the connection if it is not HTTP or its headers are too large.
+
+        A chunk in which an earlier request ended does not count, because only its last part can
+        belong to the next headers.
+        """
+        self._unset_keepalive_if_required()
+        self.request_ended = False
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response(self.refusal or "Invalid HTTP request received.")
+            return
+        if not self.header_timer.cancelled() and not self.request_ended:
+            self.header_bytes += len(data)
+            if self.header_bytes > MAX_HEADER_BYTES:
+                self.send_400_response(_HEADERS_TOO_LARGE)
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser; after each offer of an upgrade, continue behind its headers."""
+        rest = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+                self._parse_without_upgrade()
+            else:
+                return
+
+    def _parse_without_upgrade(self) -> None:
+        """Replace the parser by one that has read the same headers except Upgrade."""
+        version = self.parser.get_http_version().encode()
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
     def on_message_begin(self) -> None:
-        """Wait for the rest of the head."""
+        """Start the timer for the rest of the headers."""
         super().on_message_begin()
-        self.late.cancel()
-        self._await_head()
+        self.header_timer.cancel()
+        self._expect_headers()
 
     def on_headers_complete(self) -> None:
-        """The head is here."""
-        self.late.cancel()
-        super().on_headers_complete()
+        """Start the request, unless it offers an upgrade and is parsed again without it."""
+        self.header_timer.cancel()
+        if self.parser.get_method() == b"CONNECT":
+            self._refuse("CONNECT is not supported: this server is not a proxy")
+        if len(self.url) + sum(len(n) + len(v) + 4 for n, v in self.headers) > MAX_HEADER_BYTES:
+            self._refuse(_HEADERS_TOO_LARGE)
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
 
-    def _await_head(self) -> None:
-        self.head = 0
-        self.late = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+    def on_message_complete(self) -> None:
+        """End the request, unless it is parsed again."""
+        if not self.parser.should_upgrade():
+            self.request_ended = True
+            super().on_message_complete()
+
+    def _expect_headers(self) -> None:
+        self.header_bytes, self.refusal = 0, ""
+        self.header_timer = self.loop.call_later(HEADER_TIMEOUT_SECONDS, self.transport.close)
+
+    def _refuse(self, message: str) -> NoReturn:
+        """Stop parsing, from within a callback of the parser."""
+        self.refusal = message
+        raise ValueError(message)
 
     def send_400_response(self, msg: str) -> None:
-        """Say so in JSON and hang up."""
+        """Send the error as JSON and close the connection."""
         body = wire.encode_json({"error": msg})
         head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {JSON}\r\nconnection: close\r\n"
         self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
