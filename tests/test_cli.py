@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,82 @@ from aws import BUCKET, S3Server
 from conftest import IMPLEMENTATION, MakeModel
 from doors import Answer, local_server, over_http
 from mlserverless import cli
+
+
+@pytest.fixture(autouse=True)
+def _hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore what a server that runs in this process changes for its log."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    for name in (None, "mlserverless"):
+        logger = logging.getLogger(name)
+        monkeypatch.setattr(logger, "handlers", list(logger.handlers))
+        monkeypatch.setattr(logger, "level", logger.level)
+
+
+def serve_here(use: Callable[[str], None], *arguments: str) -> int:
+    """Run `mlserverless start` in this process until `use`, called with its URL, returns.
+
+    Unlike a process of its own it is measured by coverage.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    failures: list[BaseException] = []
+    ended = threading.Event()
+
+    def use_and_interrupt() -> None:
+        try:
+            while not ended.is_set():
+                with suppress(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                time.sleep(0.01)
+            use(f"http://127.0.0.1:{port}")
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failures.append(error)
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=use_and_interrupt, daemon=True)
+    thread.start()
+    status = cli.main(["start", "--port", str(port), *arguments])
+    ended.set()
+    thread.join(timeout=30)
+    for failure in failures:
+        raise failure
+    return status
+
+
+def test_one_server_serves_offers_preflights_and_bad_requests_and_ends_with_status_0(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {
+        "model_repository_root": str(digits),
+        "cors_settings": CORS,
+        "load_models_at_startup": True,
+    }
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+
+    def use(url: str) -> None:
+        call = over_http(url)
+        assert [200, 400] == [
+            call("OPTIONS", INFER, headers=PREFLIGHT | changes).status
+            for changes in ({}, {"Origin": "https://b.example"})
+        ]
+        with connected(url) as connection:
+            send_in(connection, inference(OFFERS["curl"]), inference(""))
+            assert [200, 200] == [status for status, _ in responses(connection, 2)]
+        for request in (
+            b"no HTTP\r\n\r\n",
+            b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: x\r\nx: " + b"y" * (cli.MAX_HEADER_BYTES + 1),
+            b"GET / HTTP/1.1\r\nHost: x\r\nx: " + b"y" * cli.MAX_HEADER_BYTES + b"\r\n\r\n",
+        ):
+            assert sent(url, request).startswith(b"HTTP/1.1 400 ")
+
+    assert 0 == serve_here(use, str(tmp_path))
+    assert f"serving 1 model(s) of {digits} on http://127.0.0.1:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("folder", ["mnist-svm", "."])
@@ -62,6 +142,20 @@ def test_the_start_line_counts_what_is_served_and_the_next_ones_say_what_is_not(
             "give each another name or another parameters.version"
         ),
     ] == rest
+
+
+def test_the_address_of_ipv6_is_written_in_brackets(
+    make_model: MakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_model("gone", None)
+    make_model("twin", b"", name="same")
+    make_model("twin2", b"", name="same")
+
+    def use(url: str) -> None:
+        assert 404 == over_http(url)("GET", "/v2/models/nothing").status
+
+    assert 0 == serve_here(use, "--host", "::ffff:127.0.0.1", str(root))
+    assert "1 cannot be served, on http://[::ffff:127.0.0.1]:" in capsys.readouterr().out
 
 
 def test_a_root_without_models_is_a_warning_that_names_it(tmp_path: Path) -> None:
@@ -428,7 +522,11 @@ def test_an_s3_that_cannot_be_read_at_the_start_is_one_line_and_status_2(
     monkeypatch.setenv("MLSERVER_HTTP_PORT", "0")
     s3.put("m/model-settings.json", b"{}")
     assert 2 == cli.main(["start", "s3://no-such-bucket/models"])
-    assert "mlserverless: bucket no-such-bucket does not exist\n" == capsys.readouterr().err
+    message = "mlserverless: bucket no-such-bucket does not exist; correct the bucket's name\n"
+    assert message == capsys.readouterr().err
+    s3.fault = (503, "SlowDown")
+    assert 2 == cli.main(["start", f"s3://{BUCKET}"])
+    assert "check the network and the endpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [[], ["start"], ["doctor"], ["profile"]])

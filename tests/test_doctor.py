@@ -232,7 +232,19 @@ def no_rows(_: object) -> object:
 def test_an_estimator_that_needs_no_fit_or_had_it_is_none(
     capsys: pytest.CaptureFixture[str], make_model: MakeModel, estimator: Any
 ) -> None:
-    assert (0, ["ok       m loads"]) == examined(capsys, make_model("m", estimator))
+    status, lines = examined(capsys, make_model("m", estimator))
+    assert (0, "ok       m loads") == (status, lines[0])
+
+
+def test_a_model_that_accepts_no_generated_request_is_a_warning(
+    capsys: pytest.CaptureFixture[str], make_model: MakeModel
+) -> None:
+    message = (
+        "warning  m: no generated request was accepted, so no prediction was tried; declare "
+        "inputs in model-settings.json"
+    )
+    root = make_model("m", FunctionTransformer(no_rows))
+    assert (0, ["ok       m loads", message]) == examined(capsys, root)
 
 
 def test_an_estimator_that_the_check_cannot_examine_counts_as_fitted() -> None:
@@ -457,6 +469,13 @@ def test_no_key_that_mlserver_knows_nor_a_comment_is_reported() -> None:
     }
     assert [] == list(doctor.find_unknown_keys(declared, doctor.MODEL_KEYS))
     assert [] == list(doctor.find_unknown_keys({"parameters": []}, doctor.MODEL_KEYS))
+
+
+def test_every_key_of_extra_that_the_code_reads_is_known() -> None:
+    folder = ROOT / "handler" / "mlserverless"
+    sources = "".join(path.read_text() for path in folder.glob("*.py") if path.stem != "doctor")
+    read = set(re.findall(r"""(?:parameters\.extra\.|extra\.get\(")(\w+)""", sources))
+    assert {"predict_fn", "sha256", "trusted"} <= read <= doctor.MODEL_KEYS["parameters.extra"]
 
 
 def test_unknown_keys_of_settings_json_are_reported_too(

@@ -24,7 +24,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mlserverless import __version__, doctor, profile, wire
 from mlserverless.app import create_app
-from mlserverless.errors import MLServerlessError, SettingsError, quote
+from mlserverless.errors import (
+    MLServerlessError,
+    RepositoryError,
+    SettingsError,
+    Unavailable,
+    quote,
+)
 from mlserverless.journal import Journal, Line
 from mlserverless.protocol import JSON, JSONObject
 from mlserverless.registry import Registry
@@ -77,10 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "profile":
             return _profile(given.root, given.svg)
         return _doctor(given.root)
-    except (MLServerlessError, OSError) as error:
-        words = error.strerror if isinstance(error, OSError) else str(error)
-        print(f"mlserverless: {words}", file=sys.stderr)
-        return USAGE_ERROR
+    except (RepositoryError, Unavailable) as error:
+        message: object = doctor.add_hint(str(error))
+    except MLServerlessError as error:
+        message = error
+    except OSError as error:
+        message = error.strerror
+    print(f"mlserverless: {message}", file=sys.stderr)
+    return USAGE_ERROR
 
 
 def _start(given_root: str | None, host: str | None, port: int | None) -> int:

@@ -122,13 +122,16 @@ def examine(root: str, settings: Settings, settings_folder: str | None = None) -
             yield Finding("problem", describe_empty_root(root))
             return
         registry = Registry(repository, replace(settings, model_control_mode="none"))
-        reasons = _load_all(registry)
+        outcomes = {
+            (state.name, state.version): _load_and_call(registry, state)
+            for state in registry.index()
+        }
         states = registry.index()
     except MLServerlessError as error:
         yield Finding("problem", add_hint(str(error)))
         return
     for state in states:
-        yield _describe(state, reasons.get((state.name, state.version), ""))
+        yield from _describe(state, outcomes.get((state.name, state.version), _Outcome()))
         for model in models:
             if (model.name, model.version) == (state.name, state.version):
                 yield from _find_unknown_model_settings(repository, model)
@@ -179,23 +182,24 @@ def _compare_regions(repository: S3Repository) -> Finding:
     )
 
 
-def _load_all(registry: Registry) -> dict[tuple[str, str | None], str]:
-    """Load and call every model; return why each cannot be served, or "" if it can."""
-    return {
-        (state.name, state.version): _load_and_call(registry, state) for state in registry.index()
-    }
+class _Outcome(NamedTuple):
+    """Why a model cannot be served, or "", and whether it was called successfully."""
+
+    reason: str = ""
+    called: bool = False
 
 
-def _load_and_call(registry: Registry, state: ModelState) -> str:
+def _load_and_call(registry: Registry, state: ModelState) -> _Outcome:
     try:
         model = registry.get(registry.find(state.name, state.version))
     except MLServerlessError as error:
-        return str(error)
+        return _Outcome(str(error))
     except Exception as error:  # noqa: BLE001 - a fault of one model must not hide the others
-        return f"an unexpected {type(error).__name__} was raised while it was loaded"
-    if model.example() is None and is_unfitted(model.estimator):
-        return f"the estimator ({type(model.estimator).__name__}) is not fitted"
-    return ""
+        return _Outcome(f"an unexpected {type(error).__name__} was raised while it was loaded")
+    called = model.example() is not None
+    if not called and is_unfitted(model.estimator):
+        return _Outcome(f"the estimator ({type(model.estimator).__name__}) is not fitted")
+    return _Outcome(called=called)
 
 
 def is_unfitted(estimator: Any) -> bool:
@@ -215,13 +219,21 @@ def is_unfitted(estimator: Any) -> bool:
     return False
 
 
-def _describe(state: ModelState, reason: str) -> Finding:
+def _describe(state: ModelState, outcome: _Outcome) -> Iterator[Finding]:
     """Combine what loading found with what the registry recorded while the model was called."""
-    name, reason = label(state.name, state.version), reason or state.reason
-    if not reason:
-        return Finding("ok", f"{name} loads")
-    reason = reason.removeprefix(f"Model {quote(state.name)} ")
-    return Finding("problem", f"{name}: {add_hint(reason)}")
+    name = label(state.name, state.version)
+    reason = outcome.reason or ("" if state.ready else state.reason)
+    if reason:
+        reason = reason.removeprefix(f"Model {quote(state.name)} ")
+        yield Finding("problem", f"{name}: {add_hint(reason)}")
+        return
+    yield Finding("ok", f"{name} loads")
+    if not outcome.called:
+        yield Finding(
+            "warning",
+            f"{name}: no generated request was accepted, so no prediction was tried; declare "
+            f"inputs in {MODEL_SETTINGS_FILE}",
+        )
 
 
 # ── what to do ──────────────────────────────────────────────────────────────────────────
@@ -463,7 +475,9 @@ MODEL_KEYS: Final[Known] = {
             "extra",
         }
     ),
-    "parameters.extra": frozenset({"predict_fn", "sha256", "trusted", "method_kwargs"}),
+    "parameters.extra": frozenset(
+        {"predict_fn", "sha256", "trusted", "method_kwargs", "transform_output"}
+    ),
     "inputs": _TENSOR_KEYS,
     "outputs": _TENSOR_KEYS,
 }
