@@ -149,13 +149,13 @@ def describe_duplicates(models: Iterable[ModelSettings], root: str) -> list[str]
     """Return a message for each name and version that more than one settings file declares."""
     declared: dict[tuple[str, str | None], list[str]] = {}
     for model in models:
-        place = _relative_location(model, root)
-        declared.setdefault((model.name, model.version), []).append(place)
+        folder = _relative_location(model, root)
+        declared.setdefault((model.name, model.version), []).append(folder)
     return [
-        f"{label(name, version)} is declared more than once: in {', '.join(places)}; only one "
+        f"{label(name, version)} is declared more than once: in {', '.join(folders)}; only one "
         "of them is served, give each another name or another parameters.version"
-        for (name, version), places in declared.items()
-        if len(places) > 1
+        for (name, version), folders in declared.items()
+        if len(folders) > 1
     ]
 
 

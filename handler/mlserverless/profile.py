@@ -32,12 +32,12 @@ _COLOURS = ("#7a8b99", "#4f6d7a", "#c0a253", "#c0563b", "#2a7f62", "#9bc4a8")
 class Profile(NamedTuple):
     """Milliseconds of each phase; or, if `error` is not empty, why there are none.
 
-    `asked` is False where no prediction was found by trying.
+    `predicted` is False if no request was found that the model accepts.
     """
 
     model: str
     milliseconds: tuple[float, ...] = ()
-    asked: bool = False
+    predicted: bool = False
     error: str = ""
 
 
@@ -52,7 +52,7 @@ def profile(root: str, model: str) -> Profile:
         found = json.loads(last_line)
         if "error" in found:
             return Profile(model, error=found["error"])
-    return Profile(model, tuple(found["milliseconds"]), found["asked"])
+    return Profile(model, tuple(found["milliseconds"]), found["predicted"])
 
 
 def _describe_failure(done: subprocess.CompletedProcess[str]) -> str:
@@ -94,12 +94,12 @@ def _measure(root: str, name: str) -> dict[str, Any]:
     marks.append(time.perf_counter())
     model = runtime.load(artefact, declared, settings)
     marks.append(time.perf_counter())
-    asked = model.example() is not None
+    predicted = model.example() is not None
     marks.append(time.perf_counter())
     model.example()
     marks.append(time.perf_counter())
     spans = [1000 * (end - start) for start, end in pairwise(marks)]
-    return {"milliseconds": spans, "asked": asked}
+    return {"milliseconds": spans, "predicted": predicted}
 
 
 def table(profiles: list[Profile]) -> str:
@@ -117,7 +117,9 @@ def table(profiles: list[Profile]) -> str:
         total = "".join(f"{sum(each.milliseconds[:-1]):{width}.1f}" for each in measured)
         lines.append(f"{'together, to the first answer':40}{total}")
     lines += [
-        f"{each.model}: no request was found by trying" for each in measured if not each.asked
+        f"{each.model}: no request was found that it accepts, predictions are not measured"
+        for each in measured
+        if not each.predicted
     ]
     lines += [f"{each.model}: not measured: {each.error}" for each in profiles if each.error]
     return "\n".join(lines)
