@@ -242,8 +242,11 @@ def put_parallel_models(make_model: MakeModel) -> tuple[Path, dict[str, list[Any
 
 def children(process: int) -> list[str]:
     """The process ids of a process's children."""
-    tasks = Path(f"/proc/{process}/task").iterdir()
-    return " ".join((task / "children").read_text() for task in tasks).split()
+    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    for task in Path(f"/proc/{process}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            found += (task / "children").read_text().split()
+    return found
 
 
 def test_no_estimator_starts_processes_behind_the_local_server(make_model: MakeModel) -> None:

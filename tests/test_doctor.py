@@ -68,6 +68,14 @@ def test_settings_json_may_name_the_root_that_is_examined(
     assert "ok       m loads" == lines[-1]
 
 
+def test_settings_json_may_name_its_own_folder(
+    capsys: pytest.CaptureFixture[str], make_model: MakeModel
+) -> None:
+    root = make_model("m", FITTED)
+    (root / "settings.json").write_text('{"model_repository_root": "."}')
+    assert (0, ["ok       m loads"]) == examined(capsys, f"{root}/")
+
+
 @pytest.mark.parametrize(
     ("root", "message"),
     [

@@ -91,6 +91,8 @@ def resolve_root(given: str | None, **defaults: Any) -> tuple[str, Settings]:
     if "model_repository_root" in read_settings_file(folder):
         if not root.startswith(_S3) and correct_s3_location(root) is None:
             root = os.path.normpath(os.path.join(folder, root))
+            if root == os.path.normpath(folder):
+                root = folder
         try:
             check_root(root)
         except SettingsError as error:
