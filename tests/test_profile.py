@@ -31,20 +31,58 @@ def test_each_model_has_its_phases_and_a_bar(
     assert set(PHASES[:-1]) < set(texts)
 
 
-@pytest.mark.parametrize(
-    ("name", "sentence"),
-    [("broken", "the artifact cannot be unpickled"), (None, "no model-settings")],
-)
-def test_what_cannot_be_profiled_is_one_line(
-    capsys: pytest.CaptureFixture[str],
-    make_model: MakeModel,
-    tmp_path: Path,
-    name: str | None,
-    sentence: str,
+ENDS = b"cos\n_exit\n(I3\ntR."  # a pickle that ends its process with status 3
+KILLS = b"cposix\nkill\n(cposix\ngetpid\n(tRI9\ntR."  # or by SIGKILL
+
+
+def test_a_model_that_cannot_be_measured_has_its_reason_and_the_others_are_measured(
+    capsys: pytest.CaptureFixture[str], make_model: MakeModel, tmp_path: Path
 ) -> None:
-    root = make_model(name, b"no pickle") if name else tmp_path
-    assert 2 == cli.main(["profile", str(root)])
-    said = capsys.readouterr()
-    assert "" == said.out
-    assert 1 == len(said.err.splitlines())
-    assert sentence in said.err
+    make_model("broken", b"no pickle")
+    make_model("gone", None)
+    make_model("killed", KILLS)
+    make_model("ended", ENDS)
+    make_model("s3", None, parameters={"uri": "s3:///m"})
+    root = make_model("works", DummyClassifier().fit([[0]], [0]))
+    svg = tmp_path / "profile.svg"
+    assert 1 == cli.main(["profile", str(root), "--svg", str(svg)])
+    lines = capsys.readouterr().out.splitlines()
+    assert ["works"] == lines[0].split()[1:]
+    reasons = dict(line.split(": not measured: ") for line in lines if "not measured" in line)
+    assert {"broken", "gone", "killed", "ended", "s3"} == set(reasons)
+    assert "cannot be unpickled" in reasons["broken"]
+    assert re.search("model.joblib, is not in the repository", reasons["gone"])
+    assert "its process was ended by SIGKILL" == reasons["killed"]
+    assert "its process ended with status 3" == reasons["ended"]
+    texts = [each.text for each in ET.fromstring(svg.read_text()).iter() if each.text]  # noqa: S314 - our own
+    assert {"works", "broken"} & set(texts) == {"works"}
+
+
+def test_where_no_model_can_be_measured_there_are_only_reasons(
+    capsys: pytest.CaptureFixture[str], make_model: MakeModel, tmp_path: Path
+) -> None:
+    root, svg = make_model("gone", None), tmp_path / "profile.svg"
+    assert 1 == cli.main(["profile", str(root), "--svg", str(svg)])
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("gone: not measured: ")
+    assert "svg" in ET.fromstring(svg.read_text()).tag  # noqa: S314 - our own
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        (".", "no model-settings.json below .; copy your model's folder there"),
+        ("S3://b", "S3://b is not a folder; for S3 write s3://b"),
+    ],
+)
+def test_a_root_without_models_is_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    root: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert 2 == cli.main(["profile", root])
+    output = capsys.readouterr()
+    assert ("", f"mlserverless: {message}\n") == (output.out, output.err)

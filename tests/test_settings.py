@@ -12,7 +12,12 @@ from typing import Any
 import pytest
 
 from mlserverless.errors import SettingsError
-from mlserverless.settings import ModelSettings, Settings, limit_threads
+from mlserverless.settings import (
+    ModelSettings,
+    Settings,
+    disable_worker_processes,
+    limit_threads,
+)
 
 IMPLEMENTATION = {"implementation": "mlserver_sklearn.SKLearnModel"}
 LONGER = {"implementation": "mlserver_sklearn.sklearn.SKLearnModel"}
@@ -56,6 +61,15 @@ def test_truth_may_be_spelled_as_the_documented_example_spells_it(
         ('{"http_port": "x"}', "settings.json: http_port must be a whole number"),
         ('{"host": 1}', "settings.json: host must be a string"),
         ('{"model_control_mode": "x"}', "settings.json: model_control_mode must be one of"),
+        ('{"cors_settings": []}', "settings.json: cors_settings must be an object"),
+        ('{"cors_settings": "{"}', "settings.json: cors_settings is not valid JSON"),
+        ('{"cors_settings": {"allow_origins": "*"}}', "cors_settings.allow_origins must be a list"),
+        ('{"cors_settings": {"max_age": -1}}', "cors_settings.max_age must be a whole number"),
+        ('{"cors_settings": {"allow_credentials": "?"}}', "allow_credentials must be true or"),
+        (
+            '{"cors_settings": {"allow_origin_regex": "("}}',
+            "cors_settings.allow_origin_regex is not a regular expression: missing \\)",
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_understood_is_named(
@@ -240,6 +254,17 @@ def test_what_the_table_ignores_may_be_there_and_changes_nothing(tmp_path: Path)
     of_parameters = {name.removeprefix("parameters.") for name in names if "." in name}
     declared = {**IMPLEMENTATION, **fields, "parameters": dict.fromkeys(of_parameters, strange)}
     assert parsed(IMPLEMENTATION) == parsed(declared)
+
+
+def test_joblib_starts_no_processes_unless_the_operator_allows_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("JOBLIB_MULTIPROCESSING", raising=False)
+    disable_worker_processes()
+    assert "0" == os.environ["JOBLIB_MULTIPROCESSING"]
+    monkeypatch.setenv("JOBLIB_MULTIPROCESSING", "1")
+    disable_worker_processes()
+    assert "1" == os.environ["JOBLIB_MULTIPROCESSING"]
 
 
 @pytest.mark.parametrize(

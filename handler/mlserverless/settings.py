@@ -91,6 +91,30 @@ def _level(name: str, value: object) -> str:
     return level
 
 
+def _pattern(name: str, value: object) -> str:
+    try:
+        re.compile(pattern := _text(name, value))
+    except re.error as error:
+        raise SettingsError(f"{name} is not a regular expression: {error}") from error
+    return pattern
+
+
+def _cors(name: str, value: object) -> JSONObject | None:
+    """Check MLServer's CORS settings; return those that are set, or None if CORS is off."""
+    if isinstance(value, str):  # of the environment
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise SettingsError(f"{name} is not valid JSON: {error}") from error
+    if value is None:
+        return None
+    return {
+        field_name: CORS_FIELDS[field_name](f"{name}.{field_name}", field_value)
+        for field_name, field_value in _mapping(name, value).items()
+        if field_name in CORS_FIELDS and field_value is not None
+    }
+
+
 def _setting(default: Any, read: Callable[[str, object], Any], variable: str) -> Any:
     return field(default=default, metadata={"read": read, "variable": variable})
 
@@ -108,6 +132,7 @@ class Settings:
     root_path: str = _setting("", _text, "MLSERVER_ROOT_PATH")
     debug: bool = _setting(False, _truth, "MLSERVER_DEBUG")
     gzip_enabled: bool = _setting(True, _truth, "MLSERVER_GZIP_ENABLED")
+    cors_settings: Mapping[str, Any] | None = _setting(None, _cors, "MLSERVER_CORS_SETTINGS")
     model_control_mode: str = _setting("none", _mode, "MLSERVERLESS_MODEL_CONTROL_MODE")
     poll_seconds: int = _setting(30, _whole, "MLSERVERLESS_POLL_SECONDS")
     require_sha256: bool = _setting(False, _truth, "MLSERVERLESS_REQUIRE_SHA256")
@@ -133,7 +158,7 @@ class Settings:
         SettingsError with one sentence that names the field.
         """
         environment = os.environ if environment is None else environment
-        declared = _settings_file(folder)
+        declared = read_settings_file(folder)
         values: dict[str, Any] = dict(defaults)
         for each in dataclasses.fields(cls):
             variable = each.metadata["variable"]
@@ -146,19 +171,24 @@ class Settings:
         return cls(**values)
 
 
-def _settings_file(folder: str | None) -> JSONObject:
+def read_settings_file(folder: str | None) -> JSONObject:
+    """Return what settings.json of a folder declares, {} without one.
+
+    Raises SettingsError if it cannot be read or is not a JSON object.
+    """
     if folder is None:
         return {}
     try:
         with open(os.path.join(folder, SETTINGS_FILE), "rb") as file:
-            return _json_object(SETTINGS_FILE, file.read())
+            return parse_json_object(SETTINGS_FILE, file.read())
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise SettingsError(f"{SETTINGS_FILE} cannot be read: {error.strerror}") from error
 
 
-def _json_object(name: str, raw: bytes) -> JSONObject:
+def parse_json_object(name: str, raw: bytes) -> JSONObject:
+    """Parse the JSON object of the file `name`; raise SettingsError if it is not one."""
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -232,7 +262,7 @@ class ModelSettings:
         environment = os.environ if environment is None else environment
         name = folder_name
         try:
-            declared = _json_object(MODEL_SETTINGS_FILE, raw)
+            declared = parse_json_object(MODEL_SETTINGS_FILE, raw)
             reader = _ModelReader(declared, environment)
             name = reader.read("name", _optional_text) or folder_name
             return reader.settings(name, location)
@@ -368,6 +398,17 @@ def _tensor(name: str, value: object) -> TensorMetadata:
     )
 
 
+CORS_FIELDS: Final[dict[str, Callable[[str, object], Any]]] = {
+    "allow_origins": _names,
+    "allow_origin_regex": _pattern,
+    "allow_credentials": _truth,
+    "allow_methods": _names,
+    "allow_headers": _names,
+    "expose_headers": _names,
+    "max_age": _whole,
+}
+
+
 def name_of_function() -> str | None:
     """What Lambda calls this function; None elsewhere."""
     return os.environ.get("AWS_LAMBDA_FUNCTION_NAME")
@@ -426,6 +467,15 @@ def limit_threads() -> None:
     processors = max(1, (memory_of_function() or 0) // 1769)
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(variable, str(processors))
+    os.environ.setdefault("JOBLIB_MULTIPROCESSING", "0")
+
+
+def disable_worker_processes() -> None:
+    """Make joblib run its jobs in this process, also those of estimators with `n_jobs`.
+
+    Each of its worker processes takes 100 MB and stays after the request. Must be called before
+    joblib is imported. A value that the operator has set stays.
+    """
     os.environ.setdefault("JOBLIB_MULTIPROCESSING", "0")
 
 
