@@ -31,7 +31,7 @@ SBOM    := build/sbom.cdx.json
 DEPLOYED := handler/requirements.txt layers/sklearn/requirements.txt
 AUDIT   := .venv-audit/ready
 
-.PHONY: help setup models serve local doctor test gates audit check soak bench build lock clean
+.PHONY: help setup models serve local doctor test gates audit check soak bench build dist lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -118,6 +118,9 @@ clean: ## remove everything that is built
 
 build: setup models $(SBOM) ## build the function, its layers and a list of their parts, as `sam build` does (ARCHITECTURE=arm64)
 	@env $(INDEX) sam build --parameter-overrides Architecture=$(ARCHITECTURE)
+
+dist: setup ## build the wheel and the source archive into build/dist
+	@uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir build/dist .
 
 $(SBOM): $(DEPLOYED) | $(AUDIT)
 	@mkdir -p $(@D)
