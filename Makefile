@@ -38,7 +38,7 @@ help: ## list the targets
 
 setup: $(READY) ## make .venv with every pinned dependency (any Python from 3.11 on)
 
-$(READY): $(PINS) pyproject.toml
+$(READY): $(PINS) pyproject.toml handler/mlserverless/__init__.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "setup: $(PYTHON) is older than 3.11; name another: make PYTHON=python3.13 setup" >&2; exit 1; }
 	@echo "setup: .venv with $$($(PYTHON) --version), dependencies pinned by hash in requirements/"

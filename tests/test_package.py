@@ -52,7 +52,7 @@ def find_python(version: str) -> str | None:
 def list_pythons() -> list[str]:
     """Return the oldest and the newest supported version that is installed here."""
     found = [version for version in SUPPORTED_PYTHONS if find_python(version) is not None]
-    return list(dict.fromkeys([found[0], found[-1]]))
+    return list(dict.fromkeys(found[:1] + found[-1:]))
 
 
 def configure_uv() -> dict[str, str]:
@@ -126,9 +126,8 @@ def test_every_imported_package_is_a_dependency() -> None:
 
 
 def test_every_dependency_has_a_lower_bound_and_no_other_and_allows_the_pinned_version() -> None:
-    pinned = dict(
-        re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements" / "dev.txt").read_text(), re.M)
-    )
+    pins = (ROOT / "requirements" / "dev.txt").read_text()
+    pinned = dict(re.findall(r"^([\w.-]+)==([\w.]+)", pins, re.MULTILINE))
     for requirement in map(Requirement, PROJECT["dependencies"]):
         assert [">="] == [each.operator for each in requirement.specifier], requirement
         assert requirement.specifier.contains(pinned[requirement.name]), requirement
@@ -207,37 +206,48 @@ def test_the_wheel_has_the_license_and_the_type_marker_and_no_tests(
         assert [] == [name for name in tar.getnames() if "/tests/" in name]
 
 
+def install(wheel: Path, venv: Path, version: str) -> dict[str, str]:
+    """Install the wheel into a new environment; return the variables that activate it.
+
+    The oldest Python gets the oldest version that the range of each dependency allows.
+    """
+    environment = configure_uv()
+    resolution = "lowest-direct" if version == SUPPORTED_PYTHONS[0] else "highest"
+    python = str(find_python(version))
+    target = ["--python", str(venv / "bin" / "python"), "--resolution", resolution]
+    for command in (
+        ["uv", "venv", "--no-project", "--python", python, str(venv)],
+        ["uv", "pip", "install", *target, str(wheel)],
+    ):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert 0 == done.returncode, done.stderr
+    return environment | {"PATH": f"{venv / 'bin'}:{environment['PATH']}"}
+
+
 @pytest.mark.network
 @pytest.mark.parametrize("version", list_pythons())
 def test_the_installed_wheel_serves_the_digits_example_as_the_readme_says(
     distributions: tuple[Path, Path], tmp_path: Path, version: str
 ) -> None:
-    """The oldest Python gets the oldest version that each dependency's range allows."""
-    wheel, _ = distributions
-    python, environment = tmp_path / "venv" / "bin" / "python", configure_uv()
-    resolution = "lowest-direct" if version == SUPPORTED_PYTHONS[0] else "highest"
-    for command in (
-        ["uv", "venv", "--no-project", "--python", str(find_python(version)), str(tmp_path / "venv")],
-        ["uv", "pip", "install", "--python", str(python), "--resolution", resolution, str(wheel)],
-    ):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert 0 == done.returncode, done.stderr
-
+    environment = install(distributions[0], tmp_path / "venv", version)
+    environment["MLSERVER_HTTP_PORT"] = "0"
     shutil.copytree(
         ROOT / "models" / "mnist-svm",
         tmp_path / "models" / "mnist-svm",
         ignore=shutil.ignore_patterns("*.joblib"),
     )
-    install, train, start = re.findall(r"```sh\n(pip install .*?)```", README, re.DOTALL)[
-        0
-    ].splitlines()
-    assert "pip install ." == install
-    environment |= {"PATH": f"{python.parent}:{environment['PATH']}", "MLSERVER_HTTP_PORT": "0"}
-    subprocess.run(train.split(), cwd=tmp_path, env=environment, check=True)
-    doctor = ["python", "-m", "mlserverless", "doctor", "models"]
-    done = subprocess.run(
-        doctor, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
+    (commands,) = re.findall(r"```sh\n(pip install .*?)```", README, re.DOTALL)
+    _, train, start = commands.splitlines()
+    doctor = "python -m mlserverless doctor models"
+    for command in (train, doctor):
+        done = subprocess.run(
+            command.split(),
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     assert "ok       mnist-svm v0.1.0 loads" in done.stdout.splitlines()
 
     client = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
@@ -249,7 +259,7 @@ def test_the_installed_wheel_serves_the_digits_example_as_the_readme_says(
             line = server.stdout.readline()
             port = re.findall(r"http://127\.0\.0\.1:(\d+)", line)
             assert port, f"the server did not start: {line}"
-            answered = subprocess.run(
+            response = subprocess.run(
                 [sys.executable, "-c", client.replace("8080", port[0])],
                 capture_output=True,
                 text=True,
@@ -257,5 +267,5 @@ def test_the_installed_wheel_serves_the_digits_example_as_the_readme_says(
             )
         finally:
             server.send_signal(signal.SIGINT)
-    assert "'data': [8]" in answered.stdout
+    assert "'data': [8]" in response.stdout
     assert 0 == server.returncode
