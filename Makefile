@@ -57,14 +57,14 @@ if [ -e $(1) ] && [ ! -e $(1)/created-by-make ] && [ ! -e $(1)/ready ]; then \
 uv venv --quiet --clear --no-project --python '$(2)' $(1) && touch $(1)/created-by-make
 endef
 
-.PHONY: help setup models serve local doctor test gates audit check soak bench build lock clean
+.PHONY: help setup models serve local doctor test gates audit check soak bench build dist lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 setup: $(READY) ## make .venv with every pinned dependency (any Python from 3.11 on)
 
-$(READY): $(PINS) pyproject.toml
+$(READY): $(PINS) pyproject.toml handler/mlserverless/__init__.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "setup: $(PYTHON) is older than 3.11; name another: make PYTHON=python3.13 setup" >&2; exit 1; }
 	@echo "setup: .venv with $$($(PYTHON) --version), dependencies pinned by hash in requirements/"
@@ -146,6 +146,10 @@ build: setup models $(SBOM) ## build the function, its layers and a list of thei
 	@sed -i.bak "s/^\( *[A-Za-z]*Architecture:\) [a-z0-9_]*$$/\1 $$LAMBDA_ARCHITECTURE/" .aws-sam/build/template.yaml
 	@rm .aws-sam/build/template.yaml.bak
 	@PYTHONPATH=handler python -m mlserverless.package_size .aws-sam/build
+
+dist: setup ## build the wheel and the source archive into build/dist
+	@$(call refuse_symlinks,dist,build build/dist)
+	@uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir build/dist .
 
 $(SBOM): $(DEPLOYED) | $(AUDIT)
 	@$(call refuse_symlinks,build,build $(SBOM))

@@ -33,7 +33,7 @@ TASK_ROOT = "/var/task"  # where Lambda mounts the function's package
 LAYER_PYTHON = "/opt/python"  # where Lambda mounts the layer's folder `python`
 
 # modules that run on a developer's machine only
-NOT_DEPLOYED = ("cli.py", "doctor.py", "package_size.py", "profile.py")
+NOT_DEPLOYED = ("__main__.py", "cli.py", "doctor.py", "package_size.py", "profile.py")
 # anyio reads these two files to find out what it may import later; without them it imports
 # everything at once, 23 modules more at INIT
 READ_THEIR_OWN_SOURCE = ("anyio/__init__.py", "anyio/abc/__init__.py")

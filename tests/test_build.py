@@ -160,7 +160,7 @@ def test_two_builds_of_one_commit_are_byte_identical() -> None:
 def test_the_deployed_package_is_the_function_alone() -> None:
     ours = {path.name for path in (BUILT / "Function" / "mlserverless").glob("*.py")}
     source = {path.name for path in (ROOT / "handler" / "mlserverless").glob("*.py")}
-    assert source - {"cli.py", "doctor.py", "package_size.py", "profile.py"} == ours
+    assert source - {"__main__.py", "cli.py", "doctor.py", "package_size.py", "profile.py"} == ours
     assert ["mnist-svm.joblib", "model-settings.json", "settings.json"] == sorted(
         path.name for path in (BUILT / "ModelsLayer" / "models" / "mnist-svm").iterdir()
         if path.name != "ask.py"

@@ -83,7 +83,7 @@ def test_models_over_lambdas_limit_are_named_with_both_numbers_and_the_way_out(
     root = make_model("small", DummyClassifier().fit([[0]], [0]), parameters={"version": "1"})
     with (root / "big" / "data.bin").open("wb") as file:
         file.truncate(300_000_000)
-    status, lines = said(capsys, str(root))
+    status, lines = examined(capsys, root)
     assert (1, 3) == (status, len(lines))
     assert lines[0].startswith("problem  the package is too large: it has 52")
     assert "Lambda's limit is 262,144,000; largest parts: models/big (300,000," in lines[0]
@@ -96,7 +96,7 @@ def test_a_model_that_loads_and_cannot_predict_is_a_problem(
 ) -> None:
     make_model("good", make_pipeline(StandardScaler(), Ridge()).fit([[0.0], [1.0]], [0, 1]))
     root = make_model("unfit", make_pipeline(StandardScaler(), Ridge()))
-    status, lines = said(capsys, str(root))
+    status, lines = examined(capsys, root)
     assert (1, "ok       good without a version loads") == (status, lines[0])
     reason = "Model unfit cannot predict: its Pipeline is not fitted"
     assert lines[1].startswith(f"problem  unfit without a version: {reason}")

@@ -36,6 +36,8 @@ def blocks(language: str) -> list[str]:
 def test_every_command_is_one_that_something_runs() -> None:
     here = {"make serve", ".venv/bin/mlserverless start models", "make build", "make doctor"}
     here |= {"make local"}
+    installed = {"pip install .", "python models/mnist-svm/train.py", "mlserverless start models"}
+    here |= installed  # by test_package.py, in a fresh environment
     by_ci = {"make test"}
     assert here | by_ci == {line for block in blocks("sh") for line in block.splitlines()}
     assert by_ci <= set((ROOT / ".ci" / "run").read_text().splitlines())
@@ -304,7 +306,10 @@ def test_a_folder_of_models_is_served(digits: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))],
+    [
+        *(ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+    ],
     ids=lambda path: path.name,
 )
 def test_every_link_within_the_project_leads_somewhere(path: Path) -> None:
