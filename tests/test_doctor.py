@@ -94,12 +94,14 @@ def test_models_over_lambdas_limit_are_named_with_both_numbers_and_the_way_out(
 def test_a_model_that_loads_and_cannot_predict_is_a_problem(
     capsys: pytest.CaptureFixture[str], make_model: MakeModel
 ) -> None:
+    damaged = make_pipeline(StandardScaler(), Ridge()).fit([[0.0], [1.0]], [0, 1])
+    del damaged[-1].coef_
     make_model("good", make_pipeline(StandardScaler(), Ridge()).fit([[0.0], [1.0]], [0, 1]))
-    root = make_model("unfit", make_pipeline(StandardScaler(), Ridge()))
+    root = make_model("damaged", damaged)
     status, lines = examined(capsys, root)
-    assert (1, "ok       good without a version loads") == (status, lines[0])
-    reason = "Model unfit cannot predict: its Pipeline is not fitted"
-    assert lines[1].startswith(f"problem  unfit without a version: {reason}")
+    assert (1, "ok       good loads") == (status, lines[1])
+    assert lines[0].startswith("problem  damaged: cannot predict: ")
+    assert "coef_" in lines[0]
 
 
 @pytest.mark.parametrize(
