@@ -143,7 +143,7 @@ def build_function(folder: Path, platform: str) -> None:
     ignored = shutil.ignore_patterns(*NOT_DEPLOYED, "__pycache__")
     shutil.copytree(CHECKOUT / "handler" / "mlserverless", folder / "mlserverless", ignore=ignored)
     compile_sources(folder, TASK_ROOT)
-    refuse_if_too_large(PackageSize(measure_parts(str(folder), FUNCTION)))
+    refuse_if_too_large(PackageSize(measure_parts(str(folder), FUNCTION), name="function"))
 
 
 def build_sklearn(folder: Path, platform: str) -> None:
@@ -151,7 +151,9 @@ def build_sklearn(folder: Path, platform: str) -> None:
     target = folder / "python"
     install(CHECKOUT / "layers" / "sklearn" / "requirements.txt", target, platform)
     replace_sources_by_bytecode(target, LAYER_PYTHON)
-    refuse_if_too_large(PackageSize(measure_parts(str(target), SKLEARN_LAYER)))
+    refuse_if_too_large(
+        PackageSize(measure_parts(str(target), SKLEARN_LAYER), name="scikit-learn layer")
+    )
 
 
 def build_models(folder: Path, _: str) -> None:
@@ -160,7 +162,7 @@ def build_models(folder: Path, _: str) -> None:
     for script in sorted(models.glob("*/train.py")):
         if not any(path.suffix in ARTIFACT_SUFFIXES for path in script.parent.rglob("*")):
             sys.exit(f"build: models/{script.parent.name} has no artifact: run `make models`")
-    refuse_if_too_large(PackageSize(measure_models(str(models))))
+    refuse_if_too_large(PackageSize(measure_models(str(models)), name="models layer"))
     (folder / "models").mkdir()
     # listed before the first copy, so that a link to the build folder has an end
     for path, relative in list(iter_model_files(str(models))):

@@ -226,7 +226,7 @@ def test_every_estimator_of_scikit_learn_answers_as_it_does_when_called_directly
         questions[name] = {"inputs": [tensor], "outputs": [{"name": each} for each in answers]}
         expected[name] = answers
     (tmp_path / "questions.json").write_text(json.dumps(questions))
-    found = ask_each(tmp_path)
+    found = call_each_model(tmp_path)
     with capsys.disabled():
         sys.stdout.write(f"\n  {len(expected)} estimators of scikit-learn asked\n")
     assert len(expected) > 150
@@ -243,7 +243,7 @@ def test_every_estimator_of_scikit_learn_answers_as_it_does_when_called_directly
             assert [] == differences(flat, answer, f"{name}.{method}")
 
 
-def ask_each(root: Path) -> dict[str, Any]:
+def call_each_model(root: Path) -> dict[str, Any]:
     """The handler's response for each model of `root`, in Lambda's state: joblib is serial."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(ASK), str(root)],
@@ -292,7 +292,7 @@ def assert_each_responds_as_it_predicts(root: Path, models: dict[str, Any]) -> N
         expected[name] = model.predict(rows).tolist()
     requests = {name: {"inputs": [tensor]} for name in expected}
     (root / "questions.json").write_text(json.dumps(requests))
-    responses = ask_each(root)
+    responses = call_each_model(root)
     assert expected == {name: responses[name]["outputs"][0]["data"] for name in expected}
 
 

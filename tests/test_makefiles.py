@@ -261,6 +261,23 @@ def test_links_in_models_are_copied_as_files_and_nothing_is_deleted_through_them
     assert "build: models/mnist-svm/gone.joblib cannot be copied: No such file or directory" == said
 
 
+@needs_python
+def test_a_models_layer_that_cannot_fit_alone_is_refused_before_it_is_copied(
+    tmp_path: Path,
+) -> None:
+    checkout = copy_checkout(tmp_path / "checkout")
+    (checkout / "models" / "big").mkdir()
+    with (checkout / "models" / "big" / "big.joblib").open("wb") as file:
+        file.truncate(300_000_000)
+    out = tmp_path / "out"
+    said = refusal(
+        make(checkout, "-C", "layers/models", "build-ModelsLayer", f"ARTIFACTS_DIR={out}")
+    )
+    assert said.startswith("build: the models layer is too large: it has 300,")
+    assert "Lambda's limit is 262,144,000; largest parts: models/big (300,000,000), " in said
+    assert [] == list(out.iterdir())
+
+
 def put_model(models: Path, name: str, *, train: bool) -> Path:
     """A model's folder with an artifact of the user's, and a train.py that would replace it."""
     folder = models / name

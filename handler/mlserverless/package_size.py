@@ -38,6 +38,7 @@ class PackageSize(NamedTuple):
 
     parts: list[Part]
     is_estimated: bool = False
+    name: str = "package"
 
     @property
     def total_bytes(self) -> int:
@@ -55,13 +56,13 @@ class PackageSize(NamedTuple):
         if self.is_estimated:
             total += f" (libraries are not built yet, estimated at {TYPICAL_LIBRARIES_BYTES:,})"
         if not self.is_over_limit:
-            return f"the package has {total}; Lambda's limit is {MAX_UNZIPPED_BYTES:,}"
+            return f"the {self.name} has {total}; Lambda's limit is {MAX_UNZIPPED_BYTES:,}"
         by_size = sorted(self.parts, key=lambda part: (-part.size_bytes, part.name))
         largest = ", ".join(
             f"{part.name} ({part.size_bytes:,})" for part in by_size[:MAX_PARTS_NAMED]
         )
         return (
-            f"the package is too large: it has {total} and Lambda's limit is "
+            f"the {self.name} is too large: it has {total} and Lambda's limit is "
             f"{MAX_UNZIPPED_BYTES:,}; largest parts: {largest}; keep large models in S3 (parameter "
             "ModelBucket) instead of models/, or remove packages that no model needs from "
             "layers/sklearn/requirements.in"
