@@ -131,7 +131,7 @@ class ResolvedTemplate:
         return re.sub(r"\$\{([\w.:]+)\}", lambda found: str(known.get(found[1], found[0])), text)
 
     def failed_rules(self) -> list[str]:
-        """Return what CloudFormation says before it creates anything, each message once."""
+        """Return the messages of the rules that fail before anything is created, each one once."""
         return list(
             dict.fromkeys(
                 assertion["AssertDescription"]
@@ -518,10 +518,10 @@ def test_cors_is_off_unless_an_origin_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("auth", ["AWS_IAM", "JWT", "NONE"])
-def test_the_gateway_answers_preflights_itself_and_a_browser_may_sign(
+def test_the_gateway_handles_preflights_itself_and_a_browser_may_sign(
     monkeypatch: pytest.MonkeyPatch, auth: str
 ) -> None:
-    """No route takes OPTIONS, so no authorizer is asked and the function is not invoked."""
+    """No route takes OPTIONS, so neither an authorizer nor the function runs."""
     template = ResolvedTemplate(monkeypatch, Auth=auth, CorsOrigin="https://page")
     methods = {method for method, _ in template.routes}
     assert {"$default", "/{proxy+}"} - {path for _, path in template.routes} == {"$default"}
