@@ -28,6 +28,7 @@ GLOBAL_OPTIONS = {"query", "output"}
 def documented(program: str) -> list[list[str]]:
     """Return the command lines of a program in code blocks, code spans and the workflow."""
     text = "\n".join(path.read_text() for path in [*PAGES, WORKFLOW])
+    text = re.sub(r"\\\n\s*", "", text)  # continued lines
     lines = re.findall(
         rf"(?:^ *(?:- run: )?|`)(?:\S+/bin/)?({program} [^`\n]+)", text, re.MULTILINE
     )

@@ -34,6 +34,7 @@ METRICS: Final = {
     "model_load_ms": "Milliseconds",
     "load_failures": "Count",
     "server_errors": "Count",
+    "predict_failures": "Count",
 }
 # A canary's alarm watches the new version alone: by function and by function_version.
 _BY_VERSION: Final = frozenset({"server_errors"})
