@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 # SAM does not tell a Makefile for which processor it builds: the template's, unless the Makefile
-# of the project says another one and writes that into the built template, too
+# of the project chooses another one, which it also writes into the built template
 HERE := $(dir $(lastword $(MAKEFILE_LIST)))
 include $(HERE)checkout.mk
 LAMBDA_ARCHITECTURE ?= $(shell sed -n 's/^ *Architecture: \([a-z0-9_]*\)$$/\1/p' $(HERE)../template.yaml)

@@ -127,5 +127,5 @@ def test_the_page_has_the_table_that_the_script_prints() -> None:
     page = PAGE.read_text()
     assert title.partition(", ")[2] in page
     for line in [header, *lines]:
-        *words, small, medium, large = line.split()
-        assert f"| {' '.join(words)} | {small} | {medium} | {large} |" in page
+        *item, small, medium, large = line.split()
+        assert f"| {' '.join(item)} | {small} | {medium} | {large} |" in page

@@ -28,22 +28,23 @@ GLOBAL_OPTIONS = {"query", "output"}
 def documented(program: str) -> list[list[str]]:
     """Return the command lines of a program in code blocks, code spans and the workflow."""
     text = "\n".join(path.read_text() for path in [*PAGES, WORKFLOW])
+    text = re.sub(r"\\\n\s*", "", text)  # continued lines
     lines = re.findall(
         rf"(?:^ *(?:- run: )?|`)(?:\S+/bin/)?({program} [^`\n]+)", text, re.MULTILINE
     )
     return [shlex.split(line) for line in lines]
 
 
-def options(words: list[str]) -> set[str]:
-    return {word[2:] for word in words if word.startswith("--")}
+def options(arguments: list[str]) -> set[str]:
+    return {each[2:] for each in arguments if each.startswith("--")}
 
 
-def overrides(words: list[str]) -> dict[str, str]:
+def overrides(arguments: list[str]) -> dict[str, str]:
     """Return the parameters after --parameter-overrides."""
-    if "--parameter-overrides" not in words:
+    if "--parameter-overrides" not in arguments:
         return {}
-    start = words.index("--parameter-overrides") + 1
-    return dict(word.split("=", 1) for word in words[start:] if "=" in word)
+    start = arguments.index("--parameter-overrides") + 1
+    return dict(each.split("=", 1) for each in arguments[start:] if "=" in each)
 
 
 def check_values(template: Any, parameters: dict[str, str]) -> None:
@@ -54,24 +55,24 @@ def check_values(template: Any, parameters: dict[str, str]) -> None:
         assert value in map(str, parameter.get("AllowedValues", [value])), name
 
 
-DEPLOYMENTS = [words for words in documented("sam") if words[1] == "deploy"]
+DEPLOYMENTS = [arguments for arguments in documented("sam") if arguments[1] == "deploy"]
 
 
 def test_the_three_usual_deployments_are_documented() -> None:
-    names = [set(overrides(words)) for words in DEPLOYMENTS]
+    names = [set(overrides(arguments)) for arguments in DEPLOYMENTS]
     s3 = {"ModelBucket", "ModelPrefix", "ModelControlMode"}
     for expected in (set(), s3, s3 | {"Auth", "JwtIssuer", "JwtAudience"}):
         assert expected in names
 
 
-@pytest.mark.parametrize("words", DEPLOYMENTS, ids=" ".join)
+@pytest.mark.parametrize("arguments", DEPLOYMENTS, ids=" ".join)
 def test_a_documented_deployment_is_one_that_sam_and_the_template_accept(
-    monkeypatch: pytest.MonkeyPatch, words: list[str]
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     known = {option.lstrip("-") for each in sam_deploy.params for option in each.opts}
     known |= {option.lstrip("-") for each in sam_deploy.params for option in each.secondary_opts}
-    assert options(words) <= known
-    parameters = overrides(words)
+    assert options(arguments) <= known
+    parameters = overrides(arguments)
     if parameters == {"NAME": "value"}:
         return  # a placeholder
     check_values(yaml_parse((ROOT / "template.yaml").read_text()), parameters)
@@ -80,13 +81,13 @@ def test_a_documented_deployment_is_one_that_sam_and_the_template_accept(
 
 def test_every_other_sam_command_of_the_pages_exists() -> None:
     assert sam_delete.name == "delete"
-    used = {words[1] for words in documented("sam")}
+    used = {arguments[1] for arguments in documented("sam")}
     assert used <= {"build", "delete", "deploy", "local", "validate"}
 
 
-@pytest.mark.parametrize("words", documented("aws"), ids=" ".join)
-def test_a_documented_aws_command_is_an_operation_with_these_options(words: list[str]) -> None:
-    _, service, verb, *rest = words
+@pytest.mark.parametrize("arguments", documented("aws"), ids=" ".join)
+def test_a_documented_aws_command_is_an_operation_with_these_options(arguments: list[str]) -> None:
+    _, service, verb, *rest = arguments
     if (service, verb) in CUSTOM:
         return
     name = {"deploy": "codedeploy"}.get(service, service)
@@ -105,14 +106,14 @@ def test_the_roles_of_the_workflow_are_created_by_the_documented_command() -> No
     )
     assert 0 == done.returncode, done.stdout
     roles = yaml_parse(ROLES.read_text())
-    (words,) = [each for each in documented("aws") if each[1:3] == ["cloudformation", "deploy"]]
-    assert str(ROLES.relative_to(ROOT)) in words
-    parameters = overrides(words)
+    (arguments,) = [each for each in documented("aws") if each[1:3] == ["cloudformation", "deploy"]]
+    assert str(ROLES.relative_to(ROOT)) in arguments
+    parameters = overrides(arguments)
     needed = {name for name, each in roles["Parameters"].items() if "Default" not in each}
     assert needed == set(parameters)
     check_values(roles, parameters)
     # else the roles could change themselves, since they may change those of the stack
-    stack = words[words.index("--stack-name") + 1]
+    stack = arguments[arguments.index("--stack-name") + 1]
     assert not stack.startswith(roles["Parameters"]["StackName"]["Default"])
 
 

@@ -120,8 +120,8 @@ def test_a_5xx_is_a_metric_of_its_function_version_and_nothing_else_is(
 
 def test_timestamps_have_the_form_that_lambda_documents(digits: Path, lines: Lines) -> None:
     journaled(digits.parent)(event(), CONTEXT)
-    stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"
-    assert all(re.fullmatch(stamp, line["timestamp"]) for line in lines())
+    pattern = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"
+    assert all(re.fullmatch(pattern, line["timestamp"]) for line in lines())
 
 
 def line_time(line: dict[str, Any]) -> float:

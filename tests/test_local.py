@@ -95,7 +95,7 @@ def test_every_answer_of_the_recording_is_the_same_as_here(container: Door, here
 def test_what_has_no_route_does_not_reach_the_function(
     container: Door, method: str, path: str
 ) -> None:
-    """`sam local` says 403 as a REST API does; an HTTP API says 404."""
+    """`sam local` returns 403, as a REST API does; an HTTP API returns 404."""
     answer = container(method, path)
     assert 403 == answer.status
     assert {"message": "Missing Authentication Token"} == answer.json
