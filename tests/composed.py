@@ -145,6 +145,41 @@ def first_column(frame: Any) -> Any:
     return frame.iloc[:, 0]
 
 
+def select_text(frame: Any) -> Any:
+    """Return the column of texts without gaps."""
+    return frame["text"].fillna("").str.lower()
+
+
+def select_by_attribute(frame: Any) -> Any:
+    """Return the column of texts."""
+    return [text.strip() for text in frame.text]
+
+
+def select_by_place(frame: Any) -> Any:
+    """Return the values of the column of texts."""
+    return np.ravel(frame.iloc[:, 1].to_numpy())
+
+
+def join_columns(frame: Any) -> Any:
+    """Return two columns of strings as one."""
+    return frame.loc[:, "city"] + " " + frame.loc[:, "text"]
+
+
+class ColumnSelector(TransformerMixin, BaseEstimator):
+    """A user's own selector of a column, as many tutorials have it."""
+
+    def __init__(self, key: str = "text") -> None:
+        self.key = key
+
+    def fit(self, _rows: Any, _: Any = None) -> ColumnSelector:
+        """Learn nothing."""
+        return self
+
+    def transform(self, rows: Any) -> Any:
+        """Return the column."""
+        return rows[self.key]
+
+
 def is_city(frame: Any) -> list[str]:
     """Return the names of the columns of strings."""
     return [name for name in frame.columns if name == "city"]
@@ -497,6 +532,51 @@ COMPOSED: dict[str, tuple[Fit, set[str]]] = {
         lambda: make_pipeline(FunctionTransformer(first_column), documents()).fit(
             FRAME[["text"]], YES_NO
         ),
+        {"text"},
+    ),
+    "documents selected by a function": (
+        lambda: make_pipeline(FunctionTransformer(select_text), documents()).fit(
+            FRAME[["age", "text"]], YES_NO
+        ),
+        {"text"},
+    ),
+    "documents selected by attribute": (
+        lambda: make_pipeline(
+            FunctionTransformer(select_by_attribute), TfidfVectorizer(), LogisticRegression()
+        ).fit(FRAME[["age", "text"]], YES_NO),
+        {"text"},
+    ),
+    "documents joined": (
+        lambda: make_pipeline(
+            FunctionTransformer(join_columns), None, TfidfVectorizer(), LogisticRegression()
+        ).fit(FRAME[["age", "city", "text"]], YES_NO),
+        {"city", "text"},
+    ),
+    "documents and numbers selected": (
+        lambda: make_pipeline(
+            FeatureUnion(
+                [
+                    (
+                        "text",
+                        make_pipeline(FunctionTransformer(select_by_place), CountVectorizer()),
+                    ),
+                    ("number", make_column_transformer((StandardScaler(), ["age"]))),
+                ]
+            ),
+            LogisticRegression(),
+        ).fit(FRAME[["age", "text"]], YES_NO),
+        {"text"},
+    ),
+    "documents selected by a class": (
+        lambda: make_pipeline(
+            FeatureUnion(
+                [
+                    ("number", make_column_transformer((StandardScaler(), ["age"]))),
+                    ("text", make_pipeline(ColumnSelector(), CountVectorizer())),
+                ]
+            ),
+            LogisticRegression(),
+        ).fit(FRAME[["age", "text"]], YES_NO),
         {"text"},
     ),
     "words counted": (lambda: CountVectorizer().fit(WORDS), DOCUMENT),

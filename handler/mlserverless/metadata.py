@@ -168,6 +168,7 @@ class _Explorer:
         self.column_visits = MAX_COLUMN_VISITS
         self.end = time.monotonic() + MAX_SECONDS
         self.path: set[int] = set()
+        self.selected: _Sources | None = None  # what a step hands to a vectorizer as one string
 
     def column(self, place: int, name: str) -> Column:
         facts = self.facts.get(place)
@@ -241,8 +242,14 @@ class _Explorer:
         self, steps: list[tuple[Any, ...]], sources: _Sources | None, depth: int
     ) -> _Sources | None:
         is_whole = sources is None
-        for step in steps:
-            sources = self.visit(step[1], sources, depth)
+        working = [step for step in steps if not is_passthrough(step[1])]
+        for step, following in zip(working, [*working[1:], (None, None)], strict=True):
+            given, sources = sources, self.visit(step[1], sources, depth)
+            if given is None or sources is None or len(sources) < 2:
+                pass
+            elif _starts_with_vectorizer(following[1]):
+                names = names_of(step[1]) or list(self.places)
+                sources = self.selected = _select_text(step[1], given, names)
             if sources is None and not (is_whole and _may_pass_documents(step[1])):
                 return None
         return sources
@@ -315,8 +322,9 @@ class _Explorer:
             example = _encodable(str(next(iter(vocabulary)))) or example
         if sources is None:
             self.whole = self.whole or Column("input-0", "BYTES", example=example)
-        elif len(sources) == 1:
-            self._note(sources[0], [example], 3)
+        elif len(sources) == 1 or sources is self.selected:
+            for source in sources:
+                self._note(source, [example], 3)
 
     def _note_labels(self, estimator: Any) -> None:
         """Note that LabelEncoder and LabelBinarizer take one label per row."""
@@ -467,6 +475,84 @@ def _slice_places(columns: slice, names: list[str] | None, count: int) -> list[i
         start = None if start is None else names.index(start)
         stop = None if stop is None else names.index(stop) + 1  # pandas includes the end
     return list(range(count)[slice(start, stop, columns.step)])
+
+
+class _Marker:
+    """Stands for the values of some columns; its attributes, items and calls are itself."""
+
+    def __init__(self, places: frozenset[int]) -> None:
+        self.places = places
+
+    def __getattr__(self, name: str) -> _Marker:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __getitem__(self, _: Any) -> _Marker:
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> _Marker:
+        return self
+
+    def __iter__(self) -> Iterator[_Marker]:
+        yield self
+
+    def __add__(self, other: Any) -> _Marker:
+        return _Marker(self.places | other.places) if isinstance(other, _Marker) else self
+
+    __radd__ = __add__
+
+
+class _MarkedFrame:
+    """Stands for a DataFrame whose columns are markers."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._markers = {name: _Marker(frozenset([i])) for i, name in enumerate(names)}
+        self.loc = self.iloc = self
+        self.columns = list(names)
+
+    def __getattr__(self, name: str) -> _Marker:
+        if name.startswith("_") or name not in self._markers:
+            raise AttributeError(name)
+        return self._markers[name]
+
+    def __getitem__(self, key: Any) -> _Marker:
+        key = key[-1] if isinstance(key, tuple) else key  # as in .loc[:, key]
+        keys = key if isinstance(key, list) else [key]
+        found = [
+            list(self._markers.values())[each] if is_whole(each) else self._markers[each]
+            for each in keys
+        ]
+        return _Marker(frozenset().union(*(marker.places for marker in found)))
+
+
+def _starts_with_vectorizer(step: Any) -> bool:
+    for _ in range(MAX_DEPTH):
+        if get(step, "build_analyzer") is not None:
+            return True
+        inner = [each[1] for each in pairs(get(step, "steps")) if not is_passthrough(each[1])]
+        if not inner:
+            return False
+        step = inner[0]
+    return False
+
+
+def _select_text(step: Any, sources: _Sources, names: Sequence[str]) -> _Sources | None:
+    """Return the columns that a function, or a user's class, hands to a text vectorizer.
+
+    Only running it can tell: it is called with a stand-in for a DataFrame.
+    """
+    if len(names) != len(sources):
+        return None
+    frame = _MarkedFrame(names)
+    if is_function_transformer(step):
+        result = step.func(frame, **(get(step, "kw_args") or {}))
+    else:
+        result = step.transform(frame)
+    items = result.ravel().tolist() if isinstance(result, np.ndarray) else [result]
+    items = result if isinstance(result, list) else items
+    places = {place for each in items if isinstance(each, _Marker) for place in each.places}
+    return sources.pick(sorted(places)).changed() if places else None
 
 
 def _passed_on(estimator: Any, sources: _Sources | None) -> _Sources | None:
