@@ -63,7 +63,9 @@ from sklearn.preprocessing import (
     OneHotEncoder,
     OrdinalEncoder,
     PolynomialFeatures,
+    PowerTransformer,
     RobustScaler,
+    SplineTransformer,
     StandardScaler,
     TargetEncoder,
 )
@@ -609,6 +611,14 @@ COMPOSED: dict[str, tuple[Fit, set[str]]] = {
         lambda: KBinsDiscretizer(3, quantile_method="averaged_inverted_cdf").fit(
             NUMBERS.to_numpy()
         ),
+        set(),
+    ),
+    "splines that end where the data did": (
+        lambda: SplineTransformer(extrapolation="error").fit(NUMBERS.to_numpy()),
+        set(),
+    ),
+    "positive numbers only": (
+        lambda: make_pipeline(PowerTransformer("box-cox"), Ridge()).fit(NUMBERS, AMOUNT),
         set(),
     ),
     "polynomial": (

@@ -436,6 +436,9 @@ def _numeric_examples(estimator: Any, count: int) -> list[float]:
         rows = as_array(get(estimator, name), 2)
         if rows is not None and len(rows) and _is_usable(rows[0], count):
             return [float(value) for value in rows[0]]
+    splines = get(estimator, "bsplines_")
+    if isinstance(splines, list) and len(splines) == count:
+        return [float(each.t[each.k]) for each in splines]  # the first knot of the data
     edges = get(estimator, "bin_edges_")
     if isinstance(edges, np.ndarray | list) and len(edges) == count:
         return [float(each[0]) for each in edges]
