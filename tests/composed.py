@@ -1,4 +1,4 @@
-"""Composed estimators, each with what its metadata must say of its inputs.
+"""Composed estimators, each with the inputs that its metadata must list.
 
 `COMPOSED` maps a name to a function that fits the estimator on the small data below, and the
 names of the inputs that are strings.

@@ -82,9 +82,9 @@ class InputSchema:
     order. `takes_documents` says that it takes a list of strings instead of rows of columns, as
     text vectorizers do; `columns` has one entry then. `columns` is empty if nothing is known, and
     for an estimator that was trained on arrays. For that one `features` is the number of columns
-    and `positions` describes them (empty beyond MAX_LISTED_COLUMNS); `needs_objects` says that a
+    and `positions` describes them (empty beyond MAX_LISTED_COLUMNS); `needs_objects` is True if a
     numpy text array is refused, since the estimator takes strings in object columns only.
-    `is_flat` says that it takes one value per row, as LabelEncoder does.
+    `is_flat` is True if it takes one value per row, as LabelEncoder does.
     """
 
     columns: tuple[Column, ...] = ()
@@ -157,7 +157,7 @@ class _Facts:
 
 
 class _Explorer:
-    """Walks through nested estimators and notes what each says of the input's columns."""
+    """Walks through nested estimators and notes what each records about the input's columns."""
 
     def __init__(self, names: list[str] | None) -> None:
         self.places = {name: place for place, name in enumerate(names or ())}
@@ -179,7 +179,7 @@ class _Explorer:
         return Column(name, datatype, facts.missing, facts.categories, example, facts.content_type)
 
     def visit(self, estimator: Any, sources: _Sources | None, depth: int) -> _Sources | None:
-        """Note what an estimator says of its columns; return those that it passes on.
+        """Note what an estimator records about its columns; return those that it passes on.
 
         `sources` is None for an input that is not known to have columns. The result is None if
         nothing is known of what is passed on.
@@ -273,7 +273,7 @@ class _Explorer:
         for entry in pairs(get(estimator, "transformers_")):
             name, part, columns = (*entry, None)[:3]
             places = _places(columns, names, len(sources))
-            if places is None:  # a callable, or what another version of scikit-learn keeps
+            if places is None:  # a callable, or what another version of scikit-learn stores
                 private = get(estimator, "_transformer_to_input_indices")
                 places = as_list(private.get(name)) if isinstance(private, Mapping) else None
             if places is None or (isinstance(part, str) and part == "drop"):
@@ -286,7 +286,7 @@ class _Explorer:
                     passed[output] = result
         return _Sources(passed) if passed else None
 
-    # what one estimator says
+    # what one estimator records
 
     def _note(
         self,
@@ -297,7 +297,7 @@ class _Explorer:
         datatype: str | None = None,
         categories: Array | None = None,
     ) -> None:
-        """Note the values that a column had in training; `rank` says how good an example is."""
+        """Note the values that a column had in training; a higher `rank` is a better example."""
         if source is None:
             return
         found, content_type, example = _describe_values(values)
@@ -374,33 +374,33 @@ class _Explorer:
 
 def _ends(values: Any) -> tuple[Any, ...]:
     """Return the last two categories: scikit-learn sorts None and NaN behind all others."""
-    kind = as_array(values, 1)
-    return tuple(kind[-2:]) if kind is not None and kind.dtype.kind == "O" else ()
+    array = as_array(values, 1)
+    return tuple(array[-2:]) if array is not None and array.dtype.kind == "O" else ()
 
 
 def _describe_values(values: Any) -> tuple[str | None, str, Any]:
     """Return the datatype, the content type and an example of the values that a column had."""
     items = as_list(values)
     present = [item for item in items or () if not is_missing(item)]
-    kinds = {type(item) for item in present}
+    types = {type(item) for item in present}
     if not present:
         return None, "str", None
-    if any(issubclass(kind, str) for kind in kinds):
+    if any(issubclass(each, str) for each in types):
         texts = (_encodable(item) for item in present if isinstance(item, str))
         return "BYTES", "str", next((text for text in texts if text is not None), _TEXT_EXAMPLE)
     first = present[0].item() if isinstance(present[0], np.generic) else present[0]
-    if all(issubclass(kind, bytes) for kind in kinds):
+    if all(issubclass(each, bytes) for each in types):
         return "BYTES", "base64", base64.b64encode(first).decode("ascii")
-    if all(issubclass(kind, date | np.datetime64) for kind in kinds):
+    if all(issubclass(each, date | np.datetime64) for each in types):
         moment = present[0].astype("datetime64[us]").item() if first is not present[0] else first
         return "BYTES", "datetime", moment.isoformat()
-    if all(issubclass(kind, bool | np.bool_) for kind in kinds):
+    if all(issubclass(each, bool | np.bool_) for each in types):
         return "BOOL", "str", first
-    if all(issubclass(kind, int | np.integer | bool | np.bool_) for kind in kinds):
+    if all(issubclass(each, int | np.integer | bool | np.bool_) for each in types):
         # a missing value among whole numbers can only be sent as FP64
         is_exact = len(present) == len(items or ()) and -(2**63) <= first < 2**63
         return ("INT64" if is_exact else "FP64"), "str", first
-    if all(issubclass(kind, int | float | np.number) for kind in kinds):
+    if all(issubclass(each, int | float | np.number) for each in types):
         return "FP64", "str", first if math.isfinite(first) else 0
     return None, "str", None
 
@@ -450,7 +450,7 @@ def _is_usable(row: Array, count: int) -> bool:
 
 
 def _places(columns: Any, names: list[str] | None, count: int) -> list[int] | None:
-    """Return the positions that a ColumnTransformer's entry selects; None if it cannot be told."""
+    """Return the positions that a ColumnTransformer's entry selects; None if it is not known."""
     if isinstance(columns, str):
         return [names.index(columns)] if names and columns in names else None
     if isinstance(columns, slice):
@@ -572,7 +572,7 @@ def _passed_on(estimator: Any, sources: _Sources | None) -> _Sources | None:
         mask = as_array(support(), 1)
         if mask is None or len(mask) != len(sources):
             return None
-        return _Sources(source for source, kept in zip(sources, mask, strict=True) if kept)
+        return _Sources(source for source, selected in zip(sources, mask, strict=True) if selected)
     if is_function_transformer(estimator):
         return sources if get(estimator, "func") is None else sources.changed()
     return None if is_from(estimator, "sklearn") else sources.changed()
@@ -581,14 +581,14 @@ def _passed_on(estimator: Any, sources: _Sources | None) -> _Sources | None:
 def _passed_by_imputer(imputer: Any, statistics: Array, sources: _Sources) -> _Sources | None:
     if len(statistics) != len(sources):
         return None
-    keeps = get(imputer, "keep_empty_features") or get(imputer, "strategy") == "constant"
-    kept = [
+    retains_all = get(imputer, "keep_empty_features") or get(imputer, "strategy") == "constant"
+    retained = [
         source
         for source, value in zip(sources, statistics.tolist(), strict=True)
-        if keeps or not is_missing(value)
+        if retains_all or not is_missing(value)
     ]
     added = as_list(get(get(imputer, "indicator_"), "features_")) or []
-    return _Sources((*kept, *[None] * len(added)))
+    return _Sources((*retained, *[None] * len(added)))
 
 
 def _may_pass_documents(step: Any) -> bool:
