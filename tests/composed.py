@@ -1,4 +1,4 @@
-"""Composed estimators, each with what its metadata must say of its inputs.
+"""Composed estimators, each with the inputs that its metadata must list.
 
 `COMPOSED` maps a name to a function that fits the estimator on the small data below, and the
 names of the inputs that are strings.
@@ -63,7 +63,9 @@ from sklearn.preprocessing import (
     OneHotEncoder,
     OrdinalEncoder,
     PolynomialFeatures,
+    PowerTransformer,
     RobustScaler,
+    SplineTransformer,
     StandardScaler,
     TargetEncoder,
 )
@@ -143,6 +145,41 @@ def same(values: Any) -> Any:
 def first_column(frame: Any) -> Any:
     """Return the first column as a Series."""
     return frame.iloc[:, 0]
+
+
+def select_text(frame: Any) -> Any:
+    """Return the column of texts without gaps."""
+    return frame["text"].fillna("").str.lower()
+
+
+def select_by_attribute(frame: Any) -> Any:
+    """Return the column of texts."""
+    return [text.strip() for text in frame.text]
+
+
+def select_by_place(frame: Any) -> Any:
+    """Return the values of the column of texts."""
+    return np.ravel(frame.iloc[:, 1].to_numpy())
+
+
+def join_columns(frame: Any) -> Any:
+    """Return two columns of strings as one."""
+    return frame.loc[:, "city"] + " " + frame.loc[:, "text"]
+
+
+class ColumnSelector(TransformerMixin, BaseEstimator):
+    """A user's own selector of a column, as many tutorials have it."""
+
+    def __init__(self, key: str = "text") -> None:
+        self.key = key
+
+    def fit(self, _rows: Any, _: Any = None) -> ColumnSelector:
+        """Learn nothing."""
+        return self
+
+    def transform(self, rows: Any) -> Any:
+        """Return the column."""
+        return rows[self.key]
 
 
 def is_city(frame: Any) -> list[str]:
@@ -499,6 +536,51 @@ COMPOSED: dict[str, tuple[Fit, set[str]]] = {
         ),
         {"text"},
     ),
+    "documents selected by a function": (
+        lambda: make_pipeline(FunctionTransformer(select_text), documents()).fit(
+            FRAME[["age", "text"]], YES_NO
+        ),
+        {"text"},
+    ),
+    "documents selected by attribute": (
+        lambda: make_pipeline(
+            FunctionTransformer(select_by_attribute), TfidfVectorizer(), LogisticRegression()
+        ).fit(FRAME[["age", "text"]], YES_NO),
+        {"text"},
+    ),
+    "documents joined": (
+        lambda: make_pipeline(
+            FunctionTransformer(join_columns), None, TfidfVectorizer(), LogisticRegression()
+        ).fit(FRAME[["age", "city", "text"]], YES_NO),
+        {"city", "text"},
+    ),
+    "documents and numbers selected": (
+        lambda: make_pipeline(
+            FeatureUnion(
+                [
+                    (
+                        "text",
+                        make_pipeline(FunctionTransformer(select_by_place), CountVectorizer()),
+                    ),
+                    ("number", make_column_transformer((StandardScaler(), ["age"]))),
+                ]
+            ),
+            LogisticRegression(),
+        ).fit(FRAME[["age", "text"]], YES_NO),
+        {"text"},
+    ),
+    "documents selected by a class": (
+        lambda: make_pipeline(
+            FeatureUnion(
+                [
+                    ("number", make_column_transformer((StandardScaler(), ["age"]))),
+                    ("text", make_pipeline(ColumnSelector(), CountVectorizer())),
+                ]
+            ),
+            LogisticRegression(),
+        ).fit(FRAME[["age", "text"]], YES_NO),
+        {"text"},
+    ),
     "words counted": (lambda: CountVectorizer().fit(WORDS), DOCUMENT),
     # arrays
     "strings of an array": (
@@ -529,6 +611,14 @@ COMPOSED: dict[str, tuple[Fit, set[str]]] = {
         lambda: KBinsDiscretizer(3, quantile_method="averaged_inverted_cdf").fit(
             NUMBERS.to_numpy()
         ),
+        set(),
+    ),
+    "splines that end where the data did": (
+        lambda: SplineTransformer(extrapolation="error").fit(NUMBERS.to_numpy()),
+        set(),
+    ),
+    "positive numbers only": (
+        lambda: make_pipeline(PowerTransformer("box-cox"), Ridge()).fit(NUMBERS, AMOUNT),
         set(),
     ),
     "polynomial": (

@@ -22,7 +22,7 @@ MAX_EXAMPLE_BYTES: Final = 262_144  # a larger example is left out: Lambda carri
 MAX_SHOWN_TENSORS: Final = 200  # in a description; the metadata lists them all
 MAX_SHOWN_LABELS: Final = 100  # the same, of one output
 _NULL_NOTE: Final = (
-    "In a JSON response, NaN, infinity and -infinity are null; binary output keeps them apart."
+    "In a JSON response, NaN, infinity and -infinity are null; binary output distinguishes them."
 )
 
 

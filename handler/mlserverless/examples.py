@@ -1,4 +1,4 @@
-"""Find a request that a model answers: rows of values that training may have seen, then others.
+"""Find a request that a model accepts: rows of values that training may have seen, then others.
 
 The documents show it, and the SnapStart hook and `profile` predict with it. Imported at the
 first use, since a prediction needs none of it.
@@ -25,11 +25,11 @@ _BYTES_VALUES: Final = {"base64": "dGV4dA==", "datetime": "2026-01-01T00:00:00",
 
 
 class ExampleFinder:
-    """Tries made-up requests on a model until it answers one.
+    """Tries made-up requests on a model until it accepts one.
 
     `content_type` is the one that the operator declared for requests, `output` the one to request
     if the model has no default. `attempt` is called with a request and raises if the model does
-    not answer it.
+    not accept it.
     """
 
     def __init__(
@@ -49,33 +49,33 @@ class ExampleFinder:
         self._thread: threading.Thread | None = None
 
     def find(self) -> Example | None:
-        """Return a request that the model has just answered; None if none was found in time.
+        """Return a request that the model has just accepted; None if none was found in time.
 
         A request that was found before is tried first. An attempt that takes too long cannot be
         stopped: it ends on its thread, and until then there is no other attempt.
         """
         if self._thread is not None and self._thread.is_alive():
             return None
-        answered: list[Example] = []
-        self._thread = threading.Thread(target=self._search, args=[answered], daemon=True)
+        accepted: list[Example] = []
+        self._thread = threading.Thread(target=self._search, args=[accepted], daemon=True)
         self._thread.start()
         self._thread.join(EXAMPLE_SECONDS)
-        return answered[0] if answered else None
+        return accepted[0] if accepted else None
 
-    def _search(self, answered: list[Example]) -> None:
+    def _search(self, accepted: list[Example]) -> None:
         end = time.monotonic() + EXAMPLE_SECONDS
         try:
             for example in self._candidates():
                 if time.monotonic() > end:
                     return
-                if self._is_answered(example):
+                if self._is_accepted(example):
                     self._found = example
-                    answered.append(example)
+                    accepted.append(example)
                     return
         except BaseException:  # noqa: BLE001, S110 - a declared shape may be anything
             pass
 
-    def _is_answered(self, example: Example) -> bool:
+    def _is_accepted(self, example: Example) -> bool:
         try:
             self._attempt(example)
         except BaseException:  # noqa: BLE001 - an estimator may raise anything

@@ -82,9 +82,9 @@ class InputSchema:
     order. `takes_documents` says that it takes a list of strings instead of rows of columns, as
     text vectorizers do; `columns` has one entry then. `columns` is empty if nothing is known, and
     for an estimator that was trained on arrays. For that one `features` is the number of columns
-    and `positions` describes them (empty beyond MAX_LISTED_COLUMNS); `needs_objects` says that a
+    and `positions` describes them (empty beyond MAX_LISTED_COLUMNS); `needs_objects` is True if a
     numpy text array is refused, since the estimator takes strings in object columns only.
-    `is_flat` says that it takes one value per row, as LabelEncoder does.
+    `is_flat` is True if it takes one value per row, as LabelEncoder does.
     """
 
     columns: tuple[Column, ...] = ()
@@ -157,7 +157,7 @@ class _Facts:
 
 
 class _Explorer:
-    """Walks through nested estimators and notes what each says of the input's columns."""
+    """Walks through nested estimators and notes what each records about the input's columns."""
 
     def __init__(self, names: list[str] | None) -> None:
         self.places = {name: place for place, name in enumerate(names or ())}
@@ -168,6 +168,7 @@ class _Explorer:
         self.column_visits = MAX_COLUMN_VISITS
         self.end = time.monotonic() + MAX_SECONDS
         self.path: set[int] = set()
+        self.selected: _Sources | None = None  # what a step hands to a vectorizer as one string
 
     def column(self, place: int, name: str) -> Column:
         facts = self.facts.get(place)
@@ -178,7 +179,7 @@ class _Explorer:
         return Column(name, datatype, facts.missing, facts.categories, example, facts.content_type)
 
     def visit(self, estimator: Any, sources: _Sources | None, depth: int) -> _Sources | None:
-        """Note what an estimator says of its columns; return those that it passes on.
+        """Note what an estimator records about its columns; return those that it passes on.
 
         `sources` is None for an input that is not known to have columns. The result is None if
         nothing is known of what is passed on.
@@ -241,8 +242,14 @@ class _Explorer:
         self, steps: list[tuple[Any, ...]], sources: _Sources | None, depth: int
     ) -> _Sources | None:
         is_whole = sources is None
-        for step in steps:
-            sources = self.visit(step[1], sources, depth)
+        working = [step for step in steps if not is_passthrough(step[1])]
+        for step, following in zip(working, [*working[1:], (None, None)], strict=True):
+            given, sources = sources, self.visit(step[1], sources, depth)
+            if given is None or sources is None or len(sources) < 2:
+                pass
+            elif _starts_with_vectorizer(following[1]):
+                names = names_of(step[1]) or list(self.places)
+                sources = self.selected = _select_text(step[1], given, names)
             if sources is None and not (is_whole and _may_pass_documents(step[1])):
                 return None
         return sources
@@ -266,7 +273,7 @@ class _Explorer:
         for entry in pairs(get(estimator, "transformers_")):
             name, part, columns = (*entry, None)[:3]
             places = _places(columns, names, len(sources))
-            if places is None:  # a callable, or what another version of scikit-learn keeps
+            if places is None:  # a callable, or what another version of scikit-learn stores
                 private = get(estimator, "_transformer_to_input_indices")
                 places = as_list(private.get(name)) if isinstance(private, Mapping) else None
             if places is None or (isinstance(part, str) and part == "drop"):
@@ -279,7 +286,7 @@ class _Explorer:
                     passed[output] = result
         return _Sources(passed) if passed else None
 
-    # what one estimator says
+    # what one estimator records
 
     def _note(
         self,
@@ -290,7 +297,7 @@ class _Explorer:
         datatype: str | None = None,
         categories: Array | None = None,
     ) -> None:
-        """Note the values that a column had in training; `rank` says how good an example is."""
+        """Note the values that a column had in training; a higher `rank` is a better example."""
         if source is None:
             return
         found, content_type, example = _describe_values(values)
@@ -315,8 +322,9 @@ class _Explorer:
             example = _encodable(str(next(iter(vocabulary)))) or example
         if sources is None:
             self.whole = self.whole or Column("input-0", "BYTES", example=example)
-        elif len(sources) == 1:
-            self._note(sources[0], [example], 3)
+        elif len(sources) == 1 or sources is self.selected:
+            for source in sources:
+                self._note(source, [example], 3)
 
     def _note_labels(self, estimator: Any) -> None:
         """Note that LabelEncoder and LabelBinarizer take one label per row."""
@@ -366,33 +374,33 @@ class _Explorer:
 
 def _ends(values: Any) -> tuple[Any, ...]:
     """Return the last two categories: scikit-learn sorts None and NaN behind all others."""
-    kind = as_array(values, 1)
-    return tuple(kind[-2:]) if kind is not None and kind.dtype.kind == "O" else ()
+    array = as_array(values, 1)
+    return tuple(array[-2:]) if array is not None and array.dtype.kind == "O" else ()
 
 
 def _describe_values(values: Any) -> tuple[str | None, str, Any]:
     """Return the datatype, the content type and an example of the values that a column had."""
     items = as_list(values)
     present = [item for item in items or () if not is_missing(item)]
-    kinds = {type(item) for item in present}
+    types = {type(item) for item in present}
     if not present:
         return None, "str", None
-    if any(issubclass(kind, str) for kind in kinds):
+    if any(issubclass(each, str) for each in types):
         texts = (_encodable(item) for item in present if isinstance(item, str))
         return "BYTES", "str", next((text for text in texts if text is not None), _TEXT_EXAMPLE)
     first = present[0].item() if isinstance(present[0], np.generic) else present[0]
-    if all(issubclass(kind, bytes) for kind in kinds):
+    if all(issubclass(each, bytes) for each in types):
         return "BYTES", "base64", base64.b64encode(first).decode("ascii")
-    if all(issubclass(kind, date | np.datetime64) for kind in kinds):
+    if all(issubclass(each, date | np.datetime64) for each in types):
         moment = present[0].astype("datetime64[us]").item() if first is not present[0] else first
         return "BYTES", "datetime", moment.isoformat()
-    if all(issubclass(kind, bool | np.bool_) for kind in kinds):
+    if all(issubclass(each, bool | np.bool_) for each in types):
         return "BOOL", "str", first
-    if all(issubclass(kind, int | np.integer | bool | np.bool_) for kind in kinds):
+    if all(issubclass(each, int | np.integer | bool | np.bool_) for each in types):
         # a missing value among whole numbers can only be sent as FP64
         is_exact = len(present) == len(items or ()) and -(2**63) <= first < 2**63
         return ("INT64" if is_exact else "FP64"), "str", first
-    if all(issubclass(kind, int | float | np.number) for kind in kinds):
+    if all(issubclass(each, int | float | np.number) for each in types):
         return "FP64", "str", first if math.isfinite(first) else 0
     return None, "str", None
 
@@ -428,6 +436,9 @@ def _numeric_examples(estimator: Any, count: int) -> list[float]:
         rows = as_array(get(estimator, name), 2)
         if rows is not None and len(rows) and _is_usable(rows[0], count):
             return [float(value) for value in rows[0]]
+    splines = get(estimator, "bsplines_")
+    if isinstance(splines, list) and len(splines) == count:
+        return [float(each.t[each.k]) for each in splines]  # the first knot of the data
     edges = get(estimator, "bin_edges_")
     if isinstance(edges, np.ndarray | list) and len(edges) == count:
         return [float(each[0]) for each in edges]
@@ -439,7 +450,7 @@ def _is_usable(row: Array, count: int) -> bool:
 
 
 def _places(columns: Any, names: list[str] | None, count: int) -> list[int] | None:
-    """Return the positions that a ColumnTransformer's entry selects; None if it cannot be told."""
+    """Return the positions that a ColumnTransformer's entry selects; None if it is not known."""
     if isinstance(columns, str):
         return [names.index(columns)] if names and columns in names else None
     if isinstance(columns, slice):
@@ -469,6 +480,84 @@ def _slice_places(columns: slice, names: list[str] | None, count: int) -> list[i
     return list(range(count)[slice(start, stop, columns.step)])
 
 
+class _Marker:
+    """Stands for the values of some columns; its attributes, items and calls are itself."""
+
+    def __init__(self, places: frozenset[int]) -> None:
+        self.places = places
+
+    def __getattr__(self, name: str) -> _Marker:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __getitem__(self, _: Any) -> _Marker:
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> _Marker:
+        return self
+
+    def __iter__(self) -> Iterator[_Marker]:
+        yield self
+
+    def __add__(self, other: Any) -> _Marker:
+        return _Marker(self.places | other.places) if isinstance(other, _Marker) else self
+
+    __radd__ = __add__
+
+
+class _MarkedFrame:
+    """Stands for a DataFrame whose columns are markers."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._markers = {name: _Marker(frozenset([i])) for i, name in enumerate(names)}
+        self.loc = self.iloc = self
+        self.columns = list(names)
+
+    def __getattr__(self, name: str) -> _Marker:
+        if name.startswith("_") or name not in self._markers:
+            raise AttributeError(name)
+        return self._markers[name]
+
+    def __getitem__(self, key: Any) -> _Marker:
+        key = key[-1] if isinstance(key, tuple) else key  # as in .loc[:, key]
+        keys = key if isinstance(key, list) else [key]
+        found = [
+            list(self._markers.values())[each] if is_whole(each) else self._markers[each]
+            for each in keys
+        ]
+        return _Marker(frozenset().union(*(marker.places for marker in found)))
+
+
+def _starts_with_vectorizer(step: Any) -> bool:
+    for _ in range(MAX_DEPTH):
+        if get(step, "build_analyzer") is not None:
+            return True
+        inner = [each[1] for each in pairs(get(step, "steps")) if not is_passthrough(each[1])]
+        if not inner:
+            return False
+        step = inner[0]
+    return False
+
+
+def _select_text(step: Any, sources: _Sources, names: Sequence[str]) -> _Sources | None:
+    """Return the columns that a function, or a user's class, hands to a text vectorizer.
+
+    Only running it can tell: it is called with a stand-in for a DataFrame.
+    """
+    if len(names) != len(sources):
+        return None
+    frame = _MarkedFrame(names)
+    if is_function_transformer(step):
+        result = step.func(frame, **(get(step, "kw_args") or {}))
+    else:
+        result = step.transform(frame)
+    items = result.ravel().tolist() if isinstance(result, np.ndarray) else [result]
+    items = result if isinstance(result, list) else items
+    places = {place for each in items if isinstance(each, _Marker) for place in each.places}
+    return sources.pick(sorted(places)).changed() if places else None
+
+
 def _passed_on(estimator: Any, sources: _Sources | None) -> _Sources | None:
     """Return the columns that a transformer without parts passes to the next step."""
     if sources is None:
@@ -483,7 +572,7 @@ def _passed_on(estimator: Any, sources: _Sources | None) -> _Sources | None:
         mask = as_array(support(), 1)
         if mask is None or len(mask) != len(sources):
             return None
-        return _Sources(source for source, kept in zip(sources, mask, strict=True) if kept)
+        return _Sources(source for source, selected in zip(sources, mask, strict=True) if selected)
     if is_function_transformer(estimator):
         return sources if get(estimator, "func") is None else sources.changed()
     return None if is_from(estimator, "sklearn") else sources.changed()
@@ -492,14 +581,14 @@ def _passed_on(estimator: Any, sources: _Sources | None) -> _Sources | None:
 def _passed_by_imputer(imputer: Any, statistics: Array, sources: _Sources) -> _Sources | None:
     if len(statistics) != len(sources):
         return None
-    keeps = get(imputer, "keep_empty_features") or get(imputer, "strategy") == "constant"
-    kept = [
+    retains_all = get(imputer, "keep_empty_features") or get(imputer, "strategy") == "constant"
+    retained = [
         source
         for source, value in zip(sources, statistics.tolist(), strict=True)
-        if keeps or not is_missing(value)
+        if retains_all or not is_missing(value)
     ]
     added = as_list(get(get(imputer, "indicator_"), "features_")) or []
-    return _Sources((*kept, *[None] * len(added)))
+    return _Sources((*retained, *[None] * len(added)))
 
 
 def _may_pass_documents(step: Any) -> bool:

@@ -231,11 +231,11 @@ def _label_datatype(classes: Array) -> str:
     if classes.dtype.kind in "biuf":
         return codec.datatype(classes.dtype)
     if classes.dtype.kind == "O":
-        kinds = set(map(type, classes.tolist()))
-        if kinds == {bool}:
+        types = set(map(type, classes.tolist()))
+        if types == {bool}:
             return "BOOL"
-        if kinds and kinds <= {int, float}:
-            return "FP64" if float in kinds else "INT64"
+        if types and types <= {int, float}:
+            return "FP64" if float in types else "INT64"
     return "BYTES"
 
 
@@ -277,7 +277,7 @@ def _is_regressor(estimator: Any) -> bool:
 
 
 def _target_count(estimator: Any, depth: int) -> int:
-    """Return how many values a regressor predicts per row; -1 if it cannot be told."""
+    """Return how many values a regressor predicts per row; -1 if it is not known."""
     if depth > MAX_DEPTH:
         return -1
     estimator = _deciding(estimator)
@@ -329,7 +329,7 @@ def _last_transformer(estimator: Any) -> Any:
 
 
 def _transform_width(estimator: Any, depth: int) -> int | None:
-    """Return how many columns `transform` gives; None if it cannot be told at little cost."""
+    """Return how many columns `transform` gives; None if it is not known without a costly call."""
     last = _last_transformer(estimator)
     parts = pairs(get(last, "transformer_list"))
     if depth > MAX_DEPTH:
@@ -395,9 +395,9 @@ def _transform_datatype(estimator: Any, depth: int) -> str:
         return "FP64"
     parts = pairs(get(last, "transformer_list")) or pairs(get(last, "transformers_"))
     if parts:
-        kept = [part[1] for part in parts if not isinstance(part[1], str)]
-        found = {_transform_datatype(part, depth + 1) for part in kept}
-        return found.pop() if len(found) == 1 and len(kept) == len(parts) else "FP64"
+        active = [part[1] for part in parts if not isinstance(part[1], str)]
+        found = {_transform_datatype(part, depth + 1) for part in active}
+        return found.pop() if len(found) == 1 and len(active) == len(parts) else "FP64"
     if has_base(last, "MissingIndicator"):
         return "BOOL"
     if _is_label_encoder(last):

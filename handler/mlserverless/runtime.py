@@ -228,7 +228,7 @@ class Model:
         return prediction.find_unused_columns(self.estimator, names)
 
     def example(self) -> dict[str, Any] | None:
-        """Return a request that this model has just answered; None if none was found in time.
+        """Return a request that this model has just accepted; None if none was found in time.
 
         Predicts with made-up rows on a thread of its own; see examples.EXAMPLE_SECONDS. Never
         raises, whatever the estimator raises.
