@@ -378,8 +378,11 @@ def test_where_it_is_unclear_the_error_names_the_setting_that_serves_it() -> Non
         direct = estimator.predict(FRAME).reshape(-1, 1).tolist()
     declared = served(estimator, transform_output="pandas")
     assert [direct] == values(infer(declared, *inputs, parameters=parameters))
+    with pytest.raises(BadRequest):  # an array, where the training data was a DataFrame
+        infer(served(estimator))
+    text = tensor(["a"] * 4, "age", "BYTES")
     with pytest.raises(BadRequest):  # neither container helps against wrong data
-        infer(served(estimator), tensor([["a"]], datatype="BYTES"))
+        infer(served(estimator), text, inputs[1], parameters=parameters)
 
 
 def test_the_default_may_be_declared_too() -> None:
@@ -410,12 +413,9 @@ def test_without_pandas_a_model_of_dataframes_still_takes_arrays(
 ) -> None:
     with sklearn.config_context(transform_output="pandas"):
         pipeline = make_pipeline(StandardScaler(), Ridge()).fit(FRAME, TARGET)
-    unclear = served(own_transformer_under_pandas())
     assert ("pandas", False) == prediction.find_transform_output(pipeline)
     monkeypatch.setitem(sys.modules, "pandas", None)
     assert (None, False) == prediction.find_transform_output(pipeline)
-    with pytest.raises(BadRequest):
-        infer(unclear)
 
 
 def test_an_estimator_that_cannot_be_examined_is_unclear() -> None:
