@@ -579,8 +579,8 @@ def test_strings_for_a_model_of_columns_stay_an_array() -> None:
 
 
 def classified(estimator: Any, name: str, count: Any, rows: Any = X) -> Any:
-    asked = output(name, classification=count)
-    (found,) = infer(served(estimator), tensor(rows.tolist()), outputs=[asked]).outputs
+    requested = output(name, classification=count)
+    (found,) = infer(served(estimator), tensor(rows.tolist()), outputs=[requested]).outputs
     assert (name, "BYTES") == (found.name, found.datatype)
     return np.reshape(np.array(found.data, object), found.shape).tolist()
 
@@ -668,8 +668,8 @@ def test_a_model_without_a_score_per_class_is_refused(
 
 
 def test_classes_may_be_sent_as_binary_text() -> None:
-    asked = output("predict", classification=1, binary_data=True)
-    (found,) = infer(served(THREE), tensor([[0.0, 1.0]]), outputs=[asked]).outputs
+    requested = output("predict", classification=1, binary_data=True)
+    (found,) = infer(served(THREE), tensor([[0.0, 1.0]]), outputs=[requested]).outputs
     text = classified(THREE, "predict", 1, X[:1])[0][0].encode()
     assert len(text).to_bytes(4, "little") + text == found.data
 
@@ -696,14 +696,14 @@ def test_a_model_of_categories_predicts_as_it_does_for_a_categorical_column(
     model = served(estimator)
     model.schema = InputSchema(columns, has_names=True)
     rows = [("small", 3), (None, 3), ("tiny", 3), ("big", 3)]
-    asked = {"outputs": [output("predict_proba")], "parameters": {"content_type": "pd"}}
+    requested = {"outputs": [output("predict_proba")], "parameters": {"content_type": "pd"}}
 
     def probabilities(*rows: Any) -> Any:
         inputs = [
             tensor([row[1] for row in rows], "count", "INT64"),
             tensor([row[0] for row in rows], "size", "BYTES"),
         ]
-        return values(infer(model, *inputs, **asked))[0]
+        return values(infer(model, *inputs, **requested))[0]
 
     alone = [found for row in rows for found in probabilities(row)]
     codes = [sizes.categories.tolist().index(name) if name in sizes else -1 for name, _ in rows]

@@ -204,7 +204,7 @@ class Model:
         return PredictionError(self.fault)
 
     def _why(self, error: Exception, data: Any) -> str:
-        """Return why the estimator refused `data`, in its own words unless ours say more."""
+        """Return why the estimator refused `data`, in its own message unless ours says more."""
         own = one_line(error)[:_SENTENCE_LIMIT] or type(error).__name__
         shape = getattr(data, "shape", None)
         if shape is not None and len(shape) < 2 and own.startswith("Expected 2D array"):
