@@ -201,9 +201,9 @@ def test_a_model_at_fault_is_unavailable_in_the_index_until_it_predicts(
 ) -> None:
     make_model("good", MODEL)
     faulty = door(make_model("m", Fading(), parameters={"version": "v1"}))
-    answer = ask(faulty)
+    response = ask(faulty)
     reason = "Model m cannot predict: its Fading has no attribute slope"
-    assert (500, {"error": reason}) == (answer.status, answer.json)
+    assert (500, {"error": reason}) == (response.status, response.json)
 
     def states() -> Any:
         index = faulty("POST", "/v2/repository/index").json
@@ -218,9 +218,9 @@ def test_a_model_at_fault_is_unavailable_in_the_index_until_it_predicts(
     assert [("good", "READY", ""), ("m", "READY", "")] == states()
 
 
-def test_a_classification_answers_the_label_of_the_highest_score(served: Door) -> None:
-    asked = {"name": "predict", "parameters": {"classification": 2}}
-    (output,) = ask(served, outputs=[asked]).json["outputs"]
+def test_a_classification_has_the_label_of_the_highest_score(served: Door) -> None:
+    wanted = {"name": "predict", "parameters": {"classification": 2}}
+    (output,) = ask(served, outputs=[wanted]).json["outputs"]
     assert ("predict", [1, 1], "BYTES", ["1.0:0:0"]) == (
         output["name"], output["shape"], output["datatype"], output["data"],
     )  # fmt: skip
@@ -234,9 +234,9 @@ def test_a_log_probability_of_minus_infinity_is_null_and_kept_in_binary(
     plain = {"name": "predict_log_proba"}
     (output,) = ask(certain, outputs=[plain]).json["outputs"]
     assert [0.0, None] == output["data"]
-    answer = ask(certain, outputs=[{**plain, "parameters": {"binary_data": True}}])
-    length = int(answer.headers["inference-header-content-length"])
-    assert [0.0, -np.inf] == np.frombuffer(answer.body[length:]).tolist()
+    response = ask(certain, outputs=[{**plain, "parameters": {"binary_data": True}}])
+    length = int(response.headers["inference-header-content-length"])
+    assert [0.0, -np.inf] == np.frombuffer(response.body[length:]).tolist()
 
 
 def test_a_model_that_does_not_load_says_so_on_every_route(make_model: MakeModel) -> None:

@@ -336,14 +336,14 @@ PRESENT: dict[tuple[str, str | None], Any] = {
 }
 
 
-@pytest.mark.parametrize(("datatype", "kind"), PRESENT)
+@pytest.mark.parametrize(("datatype", "codec_name"), PRESENT)
 @pytest.mark.parametrize("missing", [NAN, None], ids=["NaN", "None"])
 def test_a_null_is_the_same_value_and_dtype_whatever_the_other_rows_are(
-    datatype: str, kind: str | None, missing: Any
+    datatype: str, codec_name: str | None, missing: Any
 ) -> None:
-    present = PRESENT[datatype, kind]
+    present = PRESENT[datatype, codec_name]
     known = Column("c", datatype, missing=missing)
-    options: dict[str, Any] = {"datatype": datatype, "kind": kind}
+    options: dict[str, Any] = {"datatype": datatype, "kind": codec_name}
     columns = [
         column(data, known, **options)
         for data in ([None], [None, None], [None, present], [present, None], [present])
@@ -352,14 +352,14 @@ def test_a_null_is_the_same_value_and_dtype_whatever_the_other_rows_are(
     found = [value for each in columns for value in each if pd.isna(value)]
     assert 5 == len(found)
     assert 1 == len({type(value) for value in found})
-    if datatype == "BYTES" and kind != "datetime":
+    if datatype == "BYTES" and codec_name != "datetime":
         assert (missing is None) == (found[0] is None)
 
 
-@pytest.mark.parametrize(("datatype", "kind"), PRESENT)
-def test_no_rows_have_the_dtype_that_rows_have(datatype: str, kind: str | None) -> None:
-    options: dict[str, Any] = {"datatype": datatype, "kind": kind}
-    some = column([PRESENT[datatype, kind]], **options)
+@pytest.mark.parametrize(("datatype", "codec_name"), PRESENT)
+def test_no_rows_have_the_dtype_that_rows_have(datatype: str, codec_name: str | None) -> None:
+    options: dict[str, Any] = {"datatype": datatype, "kind": codec_name}
+    some = column([PRESENT[datatype, codec_name]], **options)
     none = column([], **options, shape=[0])
     assert (0, some.dtype) == (len(none), none.dtype)
 
@@ -543,8 +543,8 @@ def test_a_tuple_is_one_output_an_element_and_never_stacked() -> None:
 def test_what_is_infinite_is_null_in_json_and_kept_in_binary() -> None:
     values = np.array([-np.inf, np.inf, NAN, 0.5])
     assert [None, None, None, 0.5] == one(values)[3]
-    asked = [(RequestOutput("out", {"binary_data": True}), values)]
-    (output,) = codec.encode(asked, InferenceRequest(None, {}, (), ()), MODEL)
+    wanted = [(RequestOutput("out", {"binary_data": True}), values)]
+    (output,) = codec.encode(wanted, InferenceRequest(None, {}, (), ()), MODEL)
     np.testing.assert_array_equal(values, np.frombuffer(output.data))
 
 

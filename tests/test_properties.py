@@ -150,8 +150,8 @@ def probabilities(model: runtime.Model, rows: list[Any]) -> list[Any]:
         }
         for at, (name, datatype) in enumerate(DATATYPES_OF_COLUMNS.items())
     ]
-    asked = [{"name": "predict_proba"}]
-    text = orjson.dumps({"inputs": inputs, "outputs": asked, "parameters": {"content_type": "pd"}})
+    wanted = [{"name": "predict_proba"}]
+    text = orjson.dumps({"inputs": inputs, "outputs": wanted, "parameters": {"content_type": "pd"}})
     (output,) = model.infer(wire.decode(text)).outputs
     found: list[Any] = output.data.reshape(output.shape).tolist()
     return found

@@ -170,7 +170,7 @@ class Model:
 
     def _needs_pandas(self, name: str, data: Any, arguments: Mapping[str, Any]) -> bool:
         """Return whether a call that failed succeeds if transformers return DataFrames."""
-        if not prediction.is_installed("pandas"):
+        if not hasattr(data, "columns"):  # an array for a model of DataFrames is the client's error
             return False
         try:
             self._call_in("pandas", name, data, arguments)
@@ -184,7 +184,7 @@ class Model:
         return PredictionError(self.fault)
 
     def _why(self, error: Exception, data: Any) -> str:
-        """Return why the estimator refused `data`, in its own words unless ours say more."""
+        """Return why the estimator refused `data`, in its own message unless ours says more."""
         own = one_line(error)[:_SENTENCE_LIMIT] or type(error).__name__
         shape = getattr(data, "shape", None)
         if shape is not None and len(shape) < 2 and own.startswith("Expected 2D array"):
