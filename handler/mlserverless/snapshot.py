@@ -43,16 +43,11 @@ def prepare(registry: Registry, *, fail_on_error: bool = False) -> None:
     only one is ModelLoadError, raised if `fail_on_error` is set and a model, or the repository,
     would not serve from this snapshot.
     """
-    problems: list[str] = []
-    try:
-        problems += map(str, registry.load_all())
-        models = registry.loaded()
-        problems += [problem for problem in map(_try_example, models) if problem]
-        if not models and not problems:
-            problems.append("the model repository contains no models")
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the deployment goes on
-        problems.append(f"the models could not be prepared ({type(error).__name__})")
-        log.warning("%s", problems[-1])  # the others were logged where they happened
+    problems = [str(error) for error in registry.load_all()]
+    models = registry.loaded()
+    problems += [problem for problem in map(_try_example, models) if problem]
+    if not models and not problems:
+        problems.append("the model repository contains no models")
     if problems and fail_on_error:
         raise ModelLoadError(f"MLSERVERLESS_FAIL_SNAPSHOT_ON_ERROR is set: {problems[0]}")
 
