@@ -387,7 +387,7 @@ def test_a_readiness_check_that_has_no_time_to_load_what_is_missing_is_not_ready
     ready = {"version": "2.0", "requestContext": {"http": http}}
     context = SimpleNamespace(get_remaining_time_in_millis=lambda: 600)
     answer = door(ready, context)
-    reason = "the model repository takes too long to answer"
+    reason = "the model repository takes too long to respond"
     assert 400 == answer["statusCode"]
     assert {"ready": False, "error": reason} == json.loads(answer["body"])
     assert 200 == door(ready, None)["statusCode"], "the load goes on"

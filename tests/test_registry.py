@@ -337,6 +337,18 @@ def test_of_two_folders_with_one_name_and_version_the_same_is_served_in_any_orde
     assert int(still_used) == answer_of(index_first)
 
 
+@pytest.mark.parametrize("mode", ["none", "poll"])
+def test_a_folder_whose_settings_are_broken_hides_no_model_of_its_name(
+    make_model: MakeModel, mode: str
+) -> None:
+    """Broken settings name no model: it is called as its folder is."""
+    root = make_model("other", MODEL, name="m")
+    (make_model("m", MODEL) / "m" / "model-settings.json").write_text("{")
+    registry = opened(root, model_control_mode=mode, poll_seconds=0)
+    assert 0 == answer_of(registry)
+    assert ": other is served, the others are ignored" in states(registry)["m"][1]
+
+
 def test_a_conflict_of_names_is_shown_beside_what_else_is_wrong(make_model: MakeModel) -> None:
     make_model("a", b"-corrupt-", name="m")
     registry = opened(make_model("b", MODEL, name="m"))
@@ -754,7 +766,7 @@ def test_a_listing_that_finds_no_thread_is_unavailable_and_the_next_is_tried(
     assert 3 == answer_of(registry)
 
 
-def test_a_root_that_is_no_path_is_said_and_not_raised(tmp_path: Path) -> None:
+def test_a_root_that_is_no_path_is_a_repository_error(tmp_path: Path) -> None:
     registry = opened(f"{tmp_path}\0")
     with pytest.raises(RepositoryError, match="cannot be read"):
         registry.index()

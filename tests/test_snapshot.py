@@ -124,7 +124,7 @@ def test_whatever_an_estimator_raises_for_its_example_the_publication_goes_on(
     assert 2 == len(door.registry.loaded())
     assert "the words of an estimator" not in caplog.text
     if attribute == "predict":
-        assert "Model a has no example request that it can answer" in caplog.text
+        assert "Model a fails on its example request" in caplog.text
 
 
 UNFITTED = DummyClassifier()
@@ -135,7 +135,7 @@ UNFITTED = DummyClassifier()
     ("artefact", "sentence"),
     [
         (b"-corrupt-", "Model m failed to load: its artefact cannot be unpickled"),
-        (UNFITTED, "Model m has no example request that it can answer"),
+        (UNFITTED, "Model m fails on its example request"),
         (None, "Model m failed to load: its artefact, model.joblib, is not in the repository"),
         ("no repository", "the model repository cannot be read: No such file or directory"),
         ("no models", "the model repository contains no models"),

@@ -1,4 +1,4 @@
-"""Which of several versions is the highest, whatever their spelling."""
+"""Which of several versions is the highest, in every notation."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ SEMVER = st.tuples(st.tuples(NUMBER, NUMBER, NUMBER), st.lists(IDENTIFIER, max_s
 
 
 def semver_precedence(version: tuple[tuple[str, ...], list[str]]) -> object:
-    """Rule 11 of semver.org, in its own words."""
+    """Rule 11 of semver.org as it is written."""
     core, identifiers = version
     ranked = [(0, int(each), "") if each.isdigit() else (1, 0, each) for each in identifiers]
     return [int(each) for each in core], not identifiers, ranked

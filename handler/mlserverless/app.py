@@ -406,7 +406,7 @@ class _Service:
         try:
             return await self._run(request, ask, *arguments)
         except TooSlow as error:
-            raise Unavailable("the model repository takes too long to answer") from error
+            raise Unavailable("the model repository takes too long to respond") from error
 
     async def _run(self, request: Request, work: Callable[..., T], *arguments: Any) -> T:
         """What work returns: on another thread, or in the time that the function has left."""

@@ -126,7 +126,7 @@ def _ids(event: Any, context: Any) -> dict[str, str]:
 def _open() -> Any:
     """Return the handler; never raises, since Lambda would fail every request of the process.
 
-    With settings that cannot be understood, each request is answered with what is wrong.
+    If a setting cannot be understood, the response to each request names it.
     """
     journal = Journal(level_of_function(), name_of_function(), version_of_function())
     try:
@@ -165,10 +165,10 @@ class _Refusal:
         self.journal = journal
 
     def __call__(self, event: Any, context: Any) -> events.Answer:
-        """Answer with the error; never raises."""
+        """Respond with the error; never raises."""
         line = Line(_ids(event, context))
         line.error = str(self.error)
-        return _refused(self.error, event, line, self.journal)
+        return _respond_with(self.error, event, line, self.journal)
 
 
 class _Restart:
@@ -180,20 +180,22 @@ class _Restart:
         self.door: Door | None = None
 
     def __call__(self, event: Any, context: Any) -> events.Answer:
-        """Answer as the handler that can be made now, or with 500; never raises."""
+        """Make the handler and call it; respond with 500 if it cannot be made. Never raises."""
         if self.door is None:
             try:
                 self.door = Door(self.settings, self.journal)
             except Exception as error:  # noqa: BLE001 - Lambda would make a 502 of it
                 line = Line(_ids(event, context))
-                return _refused(internal_error(line, error), event, line, self.journal)
+                return _respond_with(internal_error(line, error), event, line, self.journal)
         return self.door(event, context)
 
 
-def _refused(error: MLServerlessError, event: Any, line: Line, journal: Journal) -> events.Answer:
-    answer = events.shaped(events.failure(error), event)
-    journal.request(line, answer["statusCode"], events.body_size(answer))
-    return answer
+def _respond_with(
+    error: MLServerlessError, event: Any, line: Line, journal: Journal
+) -> events.Answer:
+    response = events.shaped(events.failure(error), event)
+    journal.request(line, response["statusCode"], events.body_size(response))
+    return response
 
 
 handler = _open()

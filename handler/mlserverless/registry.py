@@ -122,7 +122,7 @@ class Entry:
 
     @property
     def conflict(self) -> str:
-        """The sentence about several folders with this name and version, or an empty string.
+        """The message about several folders with this name and version, or an empty string.
 
         It has paths relative to the repository's root, never those of the server.
         """
@@ -256,7 +256,10 @@ class Registry:
             entry = self._early.get(name, {}).get(version)
             if entry is None and self._models is None:
                 found = self._scan((name, version))
-                if [(name, version)] == [(each.name, each.version) for each in found]:
+                is_it = [(name, version)] == [(each.name, each.version) for each in found]
+                if is_it and found[0].problem:  # another folder of that name may be well
+                    found, is_it = self._scan(), False
+                if is_it:
                     entry = self._early.setdefault(name, {})[version] = Entry(found[0])
                     self._looked_at = time.monotonic()
                 else:
@@ -340,8 +343,8 @@ class Registry:
             for entry in _entries(models)
             if entry.conflict
         }
-        for sentence in sorted(conflicts - self._reported_conflicts):
-            log.warning("%s", sentence)
+        for message in sorted(conflicts - self._reported_conflicts):
+            log.warning("%s", message)
         self._reported_conflicts = conflicts
 
     def _swap(self, fresh: Models) -> None:
@@ -375,7 +378,7 @@ class Registry:
         and is never raised: the scan goes on with the other models.
         """
         try:
-            stamp = self._read_stamp(new)
+            stamp = self._read_fingerprint(new)
             if (new.settings, stamp) == (old.settings, old.stamp):
                 old.failure = None
                 return False
@@ -395,8 +398,8 @@ class Registry:
             return False
         return True
 
-    def _read_stamp(self, entry: Entry) -> str:
-        """Return the artifact's stamp, empty if its settings name no artifact.
+    def _read_fingerprint(self, entry: Entry) -> str:
+        """Return the artifact's fingerprint, empty if its settings name no artifact.
 
         Raises RepositoryError or Unavailable.
         """
@@ -496,7 +499,7 @@ class Registry:
         why: object = error
         if isinstance(error, MemoryError):
             why = "it needs more memory than there is"
-        elif not isinstance(error, ModelLoadError):  # its own words may hold anything
+        elif not isinstance(error, ModelLoadError):  # the message of any other may hold anything
             why = f"its artifact cannot be loaded ({type(error).__name__})"
             log.error("%s", why, extra={"fields": {"where": places(error.__traceback__)}})
         entry.failure = ModelLoadError(f"Model {quote(entry.name)} failed to load: {why}")
@@ -588,7 +591,7 @@ class Registry:
                 self.get(entry)
             except MLServerlessError as error:
                 if not isinstance(error, ModelLoadError):  # which was logged where it happened
-                    log.error("%s", error)  # noqa: TRY400 - the sentence says it all
+                    log.error("%s", error)  # noqa: TRY400 - the message is enough
                 failures.append(_bare(error))
         return failures
 
@@ -671,7 +674,7 @@ def _repository_failures() -> Iterator[None]:
         raise
     except Exception as error:
         why = f"the model repository cannot be read ({type(error).__name__})"
-        log.error("%s", why, extra={"fields": {"where": places(error.__traceback__)}})  # noqa: TRY400 - its own words may hold anything
+        log.error("%s", why, extra={"fields": {"where": places(error.__traceback__)}})  # noqa: TRY400 - its message may hold anything
         is_passing = isinstance(error, RuntimeError | OSError)
         raise (Unavailable(why) if is_passing else RepositoryError(why)) from error
 
@@ -688,21 +691,25 @@ def _entries(models: Models) -> list[Entry]:
 def _group(found: Iterable[ModelSettings]) -> Models:
     """Return one new entry for each name and version.
 
-    Of several folders with the same, the first whose path contains the model's name is used, and
-    the first of all where none does: the one that the search for a single model finds, too, which
-    does not read the others.
+    Of several folders with the same, those whose settings can be served come first, then those
+    whose path contains the model's name, then the order of `found`. The search for a single model
+    finds the same one, though it does not read the others.
     """
     same: dict[tuple[str, str | None], list[ModelSettings]] = {}
     for settings in found:
         same.setdefault((settings.name, settings.version), []).append(settings)
     models: Models = {}
     for (name, version), each in same.items():
-        by_name = (found for found in each if not found.folder or name in found.folder.split("/"))
-        entry = Entry(next(by_name, each[0]))
+        entry = Entry(min(each, key=_precedence))
         if len(each) > 1:
             entry.folders = tuple(found.folder for found in each)
         models.setdefault(name, {})[version] = entry
     return models
+
+
+def _precedence(settings: ModelSettings) -> tuple[bool, bool]:
+    is_named = not settings.folder or settings.name in settings.folder.split("/")
+    return (settings.problem is not None, not is_named)
 
 
 def _show_folder(folder: str) -> str:

@@ -32,8 +32,8 @@ def register(registry: Registry, *, fail_on_error: bool = False) -> None:
         hooks.register_before_snapshot(prepare, registry, fail_on_error=fail_on_error)
         hooks.register_after_restore(renew, registry)
     except Exception as error:  # noqa: BLE001 - INIT must not fail
-        sentence = "the SnapStart hooks were not registered (%s): models load on demand"
-        log.error(sentence, type(error).__name__)  # noqa: TRY400 - its own words may be a path
+        message = "the SnapStart hooks were not registered (%s): models load on demand"
+        log.error(message, type(error).__name__)  # noqa: TRY400 - its own message may be a path
 
 
 def prepare(registry: Registry, *, fail_on_error: bool = False) -> None:
@@ -43,31 +43,26 @@ def prepare(registry: Registry, *, fail_on_error: bool = False) -> None:
     only one is ModelLoadError, raised if `fail_on_error` is set and a model, or the repository,
     would not serve from this snapshot.
     """
-    problems: list[str] = []
-    try:
-        problems += map(str, registry.load_all())
-        models = registry.loaded()
-        problems += [sentence for sentence in map(_try_example, models) if sentence]
-        if not models and not problems:
-            problems.append("the model repository contains no models")
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the deployment goes on
-        problems.append(f"the models could not be prepared ({type(error).__name__})")
-        log.warning("%s", problems[-1])  # the others were logged where they happened
+    problems = [str(error) for error in registry.load_all()]
+    models = registry.loaded()
+    problems += [problem for problem in map(_try_example, models) if problem]
+    if not models and not problems:
+        problems.append("the model repository contains no models")
     if problems and fail_on_error:
         raise ModelLoadError(f"MLSERVERLESS_FAIL_SNAPSHOT_ON_ERROR is set: {problems[0]}")
 
 
 def _try_example(model: Model) -> str | None:
-    """Send a model its example request; return a sentence if it does not answer."""
+    """Call a model with its example request; return a message if that fails."""
     name, why = quote(model.settings.name), ""
     try:
         if model.example() is not None:
             return None
     except BaseException as error:  # noqa: BLE001 - an estimator may raise anything
         why = f" ({type(error).__name__})"
-    sentence = f"Model {name} has no example request that it can answer{why}"
-    log.warning("%s: its first prediction is not part of the snapshot", sentence)
-    return sentence
+    problem = f"Model {name} fails on its example request{why}"
+    log.warning("%s: its first prediction is not part of the snapshot", problem)
+    return problem
 
 
 def renew(registry: Registry) -> None:

@@ -1,6 +1,6 @@
 """Order of model versions: which of several is the default.
 
-`sort_key` accepts any string and reads the spellings of Semantic Versioning, PEP 440 and dates.
+`sort_key` accepts any string and reads the notations of Semantic Versioning, PEP 440 and dates.
 Sources: https://semver.org/#spec-item-11,
 https://packaging.python.org/en/latest/specifications/version-specifiers/
 """
@@ -45,8 +45,8 @@ _POST_RELEASE_WORDS: Final = frozenset(
         "version",
     }
 )
-# other spellings of these, as PEP 440 has them, and Maven's cr
-_SPELLINGS: Final = {
+# of PEP 440, and cr of Maven
+_ALIASES: Final = {
     "a": "alpha", "b": "beta", "c": "rc", "cr": "rc", "pre": "rc", "preview": "rc", "r": "post",
     "rev": "post",
 }  # fmt: skip
@@ -61,7 +61,7 @@ def sort_key(version: str | None) -> SortKey:
     1. Versions are compared part by part. A part is a number or a word; any other character
        separates parts. Numbers are compared by value: 1.10 is above 1.9. A missing part is below
        a number: 1.0.1 is above 1.0. Zeros at the end do not count: 1.0 and 1 are equal here.
-    2. A pre-release is below its release. That is alpha, beta, rc, dev and their other spellings,
+    2. A pre-release is below its release. That is alpha, beta, rc, dev and their aliases,
        and any word that follows a number and a hyphen: 1.0.0-rc.1, 1.0rc1, v2-beta.
        A number after a hyphen is a part like any other, so that dates work: 2026-01-31.
     3. A post-release is above its release: 1.0.post1, v2-hotfix.
@@ -90,17 +90,17 @@ def _split(text: str, *, is_build: bool) -> tuple[Part, ...]:
             parts.append(_number(match[1]))
             numbers += 1
             continue
-        spelling = match[0].casefold()
-        word = _SPELLINGS.get(spelling, spelling)
+        written = match[0].casefold()
+        word = _ALIASES.get(written, written)
         if is_build or not parts:
             rank = _WORD
         else:
-            if spelling in {"a", "b", "c"} and not numbers:  # a name: model-a, model-b
-                word = spelling
+            if written in {"a", "b", "c"} and not numbers:  # a name: model-a, model-b
+                word = written
             rank = _rank(word, numbers > 0 and "-" in separator, in_pre_release)
         in_pre_release |= rank in {_DEVELOPMENT, _PRE_RELEASE}
         _close_run(parts, numbers, rank)
-        parts.append((rank, 0, spelling if rank == _WORD else word))
+        parts.append((rank, 0, written if rank == _WORD else word))
         numbers = 0
     _close_run(parts, numbers, _END)
     return (*parts, (_END, 0, ""))
