@@ -41,7 +41,8 @@ class S3Server:
     `fault` is a status and S3's code, the answer to those that end with `end`, as are `drip` and
     `rate` for the bodies of these; `drip` is how many
     seconds lie between two bytes of a body; `rate` is how many bytes of it are sent in a second;
-    `cut` drops its second half; `no_range` sends the whole object always; `longer` is what its
+    `cut` drops its second half; `no_range` sends the whole object always; `page_keys` is how many
+    keys a page of a listing has; `longer` is what its
     length is overstated by; `hang` how many seconds pass before an answer; `reset` ends the
     connection instead; `page` is answered, with its status, where S3 has none to give; `without`
     is a header that is left out. `before` is called with a request before its answer.
@@ -72,6 +73,7 @@ class S3Server:
         self.rate = 0
         self.cut = False
         self.no_range = False
+        self.page_keys = 0
         self.longer = 0
         self.hang = 0.0
         self.reset = False
@@ -87,6 +89,8 @@ class S3Server:
             self.ranges.append(environ["HTTP_RANGE"])
         if self.no_range:
             environ.pop("HTTP_RANGE", None)
+        if self.page_keys and "list-type" in environ["QUERY_STRING"]:
+            environ["QUERY_STRING"] += f"&max-keys={self.page_keys}"
         self.before(asked)
         time.sleep(self.hang)
         if self.reset:

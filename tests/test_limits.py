@@ -131,6 +131,21 @@ def test_what_was_given_up_takes_a_bounded_part_of_the_function(door: main.Door)
     assert 200 == ask(door, 29, [[0.0]]).status, "it waits for one that ends"
 
 
+def test_where_no_thread_can_be_started_a_request_is_a_503_and_the_next_is_served(
+    door: main.Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", _refuse_to_start)
+        refused = ask(door, 29, [[0.0]])
+    assert (503, "1") == (refused.status, refused.headers["retry-after"])
+    assert {"error": "no thread can be started in the memory of this process"} == refused.json
+    assert 200 == ask(door, 29, [[0.0]]).status
+
+
+def _refuse_to_start(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 @pytest.mark.parametrize("said", [None, "soon", Mock(), float("inf"), 10**12])
 def test_a_context_that_knows_no_time_is_no_reason_to_refuse(door: main.Door, said: Any) -> None:
     event = http_api("POST", "/v2/models/m/infer", asked([[0.0]]), {})

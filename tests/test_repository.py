@@ -508,6 +508,23 @@ def test_where_no_request_waits_a_download_takes_as_long_as_it_makes_progress(
     assert LARGE == fetched(repository, model)
 
 
+@ONLY_MEMORY
+def test_a_long_listing_takes_as_long_as_it_makes_progress(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        s3.put(f"{number}.joblib", b"")
+    s3.put("m/model-settings.json", settings())
+    monkeypatch.setattr(module, "_METADATA_STALL_SECONDS", 1.0)
+    monkeypatch.setattr(module, "_MIN_PROGRESS_BYTES", 100)
+    repository = opened(f"s3://{BUCKET}")
+    assert repository.s3.client
+    s3.page_keys, s3.hang = 2, 0.15
+    start = time.monotonic()
+    assert 1 == len(repository.models())
+    assert time.monotonic() - start > 1.0
+
+
 def test_of_interrupted_downloads_memory_retains_a_few(s3: S3Server, tmp_path: Path) -> None:
     uris = [f"s3://{BUCKET}/{number}.joblib" for number in range(6)]
     for uri in uris:

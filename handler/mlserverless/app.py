@@ -418,7 +418,10 @@ class _Service:
         if seconds is None:
             return _by(until, work, *arguments)
         until = min(until, time.monotonic() + seconds)
-        future = self.workers.submit(_by, until, work, *arguments)
+        try:
+            future = self.workers.submit(_by, until, work, *arguments)
+        except RuntimeError as error:  # "can't start new thread"
+            raise Unavailable("no thread can be started in the memory of this process") from error
         try:
             return future.result(seconds)
         except TimeoutError as error:

@@ -534,6 +534,11 @@ class _Call:
                 rest = rest[file.write(rest) :]
             self.received += len(chunk)
 
+    def add_received(self, size: int) -> None:
+        """Count bytes that are not written to a file: those of a listing."""
+        with self._lock:
+            self.received += size
+
     def rewind(self, file: BinaryIO) -> None:
         """Start to write a file again."""
         with self._lock:
@@ -735,7 +740,7 @@ def _send(http_session: Any, request: Any, **_: Any) -> Any:
         raise
     if not is_stream:
         try:
-            _ = response.content
+            call.add_received(len(response.content))
         except Exception as error:
             raise HTTPClientError(error=error) from error  # boto3 tries again
     return response
