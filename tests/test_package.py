@@ -133,6 +133,14 @@ def test_every_dependency_has_a_lower_bound_and_no_other_and_allows_the_pinned_v
         assert requirement.specifier.contains(pinned[requirement.name]), requirement
 
 
+def test_the_installed_command_runs_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    (command,) = metadata.entry_points(group="console_scripts", name="mlserverless")
+    with pytest.raises(SystemExit) as stopped:
+        command.load()(["--version"])
+    assert 0 == stopped.value.code
+    assert f"mlserverless {mlserverless.__version__}\n" == capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
