@@ -297,8 +297,8 @@ OLD_PICKLE = re.sub(rb"(_sklearn_version.{0,3}\x8c.)1\.", rb"\g<1>0.", PICKLE)
 @pytest.mark.parametrize(
     ("artifact", "settings", "pattern"),
     [
-        (PICKLE[:50], {}, r"cannot be unpickled.*; check that the file is complete"),
-        (pickle.dumps({}), {}, r"holds no .*estimator; save the fitted estimator itself"),
+        (PICKLE[:50], {}, "is incomplete: its end is missing; copy it again"),
+        (pickle.dumps({}), {}, "is not a scikit-learn estimator; save the fitted estimator itself"),
         (
             FITTED,
             {"parameters": {"extra": {"sha256": "0"}}},
@@ -310,13 +310,13 @@ OLD_PICKLE = re.sub(rb"(_sklearn_version.{0,3}\x8c.)1\.", rb"\g<1>0.", PICKLE)
         (
             b"\x80\x04cno_such_package\nThing\n.",
             {},
-            r"no_such_package, which is not installed here; install no_such_package here and add",
+            "no_such_package, which is not installed: add the package that contains it",
         ),
         (
             OLD_PICKLE,
             {},
             (
-                r"saved by scikit-learn (0\.\S+), .*; train it again with .*, "
+                r"saved with scikit-learn (0\.\S+), .*; train it again with .*, "
                 r"install scikit-learn \1, or set MLSERVERLESS_ALLOW_SKLEARN_VERSION_MISMATCH=true"
             ),
         ),
