@@ -294,14 +294,12 @@ class _Explorer:
         values: Any,
         rank: int,
         *,
-        datatype: str | None = None,
         categories: Array | None = None,
     ) -> None:
         """Note the values that a column had in training; a higher `rank` is a better example."""
         if source is None:
             return
         found, content_type, example = _describe_values(values)
-        found = found if datatype is None or found == "BYTES" else datatype
         if found is None or (source < 0 and found != "BYTES"):
             return  # numbers of a changed column may have been something else before
         facts = self.facts.setdefault(source if source >= 0 else ~source, _Facts())
@@ -314,6 +312,18 @@ class _Explorer:
             facts.example, facts.rank = example, rank
         if categories is not None and facts.categories is None:
             facts.categories = categories
+
+    def _note_number(self, source: int | None, example: Any, rank: int) -> None:
+        """Note a number of a column whose values may be fractions. Fast, for 100,000 columns."""
+        if source is None or source < 0:
+            return
+        facts = self.facts.get(source)
+        if facts is None:
+            facts = self.facts[source] = _Facts()
+        if facts.datatype is None:
+            facts.datatype = "FP64"
+        if facts.datatype == "FP64" and rank > facts.rank and not isinstance(example, bool):
+            facts.example, facts.rank = example, rank
 
     def _note_text(self, vectorizer: Any, sources: _Sources | None) -> None:
         example = _TEXT_EXAMPLE
@@ -349,7 +359,7 @@ class _Explorer:
         for source, example in zip(
             sources, _numeric_examples(estimator, len(sources)), strict=False
         ):
-            self._note(source, [example], 2, datatype="FP64")
+            self._note_number(source, example, 2)
         preprocessor = get(estimator, "_preprocessor")  # HistGradientBoosting's encoder
         if preprocessor is not None:
             self.visit(preprocessor, sources, depth)
@@ -363,8 +373,8 @@ class _Explorer:
             if isinstance(value, str):
                 self.needs_objects = True
                 self._note(source, [value], 1)
-            elif not is_missing(value):
-                self._note(source, [value], 1, datatype="FP64")
+            elif isinstance(value, int | float) and math.isfinite(value):
+                self._note_number(source, value, 1)
             if takes_none and source is not None:
                 self._set_missing(source)
 
