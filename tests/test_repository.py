@@ -508,6 +508,26 @@ def test_where_no_request_waits_a_download_takes_as_long_as_it_makes_progress(
     assert LARGE == fetched(repository, model)
 
 
+@pytest.mark.parametrize("raw", [b"", LARGE], ids=["empty", "large"])
+@pytest.mark.parametrize("no_range", [False, True])
+def test_an_artifact_that_was_not_listed_is_fetched_whatever_its_size(
+    s3: S3Server, tmp_path: Path, raw: bytes, no_range: bool
+) -> None:
+    s3.put("elsewhere.joblib", raw, bucket="another")
+    s3.no_range = no_range
+    repository = open_repository(str(tmp_path), os.environ["MLSERVERLESS_CACHE_FOLDER"])
+    assert raw == fetched(repository, model(tmp_path, "s3://another/elsewhere.joblib"))
+
+
+def test_more_bytes_than_were_listed_are_not_taken(large: Stored) -> None:
+    repository, listed = large
+    (uri,) = [each for each in listed.listing if each.endswith("m.joblib")]
+    shorter = module.Stored(listed.listing[uri].etag, 1000)
+    with pytest.raises(Unavailable, match="sent another length"):
+        repository.fetch(replace(listed, listing={**listed.listing, uri: shorter}))
+    assert LARGE == fetched(repository, listed)
+
+
 @ONLY_MEMORY
 def test_a_long_listing_takes_as_long_as_it_makes_progress(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch
