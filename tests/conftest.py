@@ -36,7 +36,10 @@ LOGS = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep what every test's processes have logged, for the test that comes last."""
+    """Prepare the environment, and keep all log output for the test that comes last."""
+    # the makes of the tests are a user's own, also under `make test`
+    for variable in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+        os.environ.pop(variable, None)
     config.stash[LOGS] = []
     config.pluginmanager.register(_Logs(config.stash[LOGS]))
 

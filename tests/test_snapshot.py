@@ -134,7 +134,7 @@ UNFITTED = DummyClassifier()
 @pytest.mark.parametrize(
     ("artefact", "sentence"),
     [
-        (b"-corrupt-", "Model m failed to load: its artefact cannot be unpickled"),
+        (b"-corrupt-", "Model m failed to load: the artifact cannot be unpickled"),
         (UNFITTED, "Model m fails on its example request"),
         (None, "Model m failed to load: its artefact, model.joblib, is not in the repository"),
         ("no repository", "the model repository cannot be read: No such file or directory"),
