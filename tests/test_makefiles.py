@@ -459,7 +459,7 @@ def test_recipes_take_values_from_the_environment(name: str) -> None:
 def test_doctor_takes_any_root_as_one_word() -> None:
     value = "no such folder; touch sentinel"
     done = make(ROOT, "doctor", f"ROOT={value}")
-    assert done.stdout.startswith(f"problem  {value} is no folder")
+    assert done.stdout.startswith(f"problem  {value} is not a folder")
     assert not (ROOT / "sentinel").exists()
 
 
