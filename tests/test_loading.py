@@ -509,9 +509,11 @@ def test_functions_that_cloudpickle_saved_under_another_python_are_refused(
 def test_the_pythons_are_told_apart_by_their_own_opcodes() -> None:
     """The running interpreter's entry of the table is what its `opcode` module says."""
     resume, caches = pickled_code.INSTRUCTION_SETS[RUNNING]
-    assert {n: count for n, count in pickled_code.cache_entries().items() if count} == dict(caches)
-    code = pickled_code.matches.__code__.co_code
-    assert pickled_code.matches(code, resume, caches)
+    assert {n: count for n, count in pickled_code.count_cache_entries().items() if count} == dict(
+        caches
+    )
+    code = pickled_code.has_instruction_set.__code__.co_code
+    assert pickled_code.has_instruction_set(code, resume, caches)
 
 
 def test_functions_that_cloudpickle_saved_under_this_python_load() -> None:

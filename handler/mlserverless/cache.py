@@ -51,7 +51,7 @@ class Cache:
         try:
             self._make_folder()
             with _locked(f"{stem}.lock", wait):
-                self._keep(name, path, _held(path) or self._filled(name, path, size, fill))
+                self._keep(name, path, _open_held(path) or self._fill(name, path, size, fill))
                 return open(path, "rb")
         except OSError:  # full, read-only, or somebody else's
             return None
@@ -72,12 +72,10 @@ class Cache:
             with suppress(FileNotFoundError):
                 os.unlink(path)
 
-    def _filled(
-        self, name: str, path: str, size: int, fill: Callable[[BinaryIO], None]
-    ) -> BinaryIO:
+    def _fill(self, name: str, path: str, size: int, fill: Callable[[BinaryIO], None]) -> BinaryIO:
         """Return the file, filled now and held."""
         part = f"{path}.part"
-        file = _opened_part(part, size)
+        file = _open_part(part, size)
         try:
             received = file.seek(0, os.SEEK_END)
             # A part has its whole length while it is filled: if the process dies then, the other
@@ -136,7 +134,7 @@ def _locked(path: str, wait: float) -> Iterator[None]:
         yield
 
 
-def _held(path: str, mode: str = "rb") -> BinaryIO | None:
+def _open_held(path: str, mode: str = "rb") -> BinaryIO | None:
     """Open and hold a file that a living process holds; return None if no process does."""
     try:
         file: BinaryIO = open(path, mode, buffering=0)  # type: ignore[assignment] # noqa: SIM115 - an open file holds it
@@ -148,12 +146,12 @@ def _held(path: str, mode: str = "rb") -> BinaryIO | None:
     return file
 
 
-def _opened_part(part: str, size: int) -> BinaryIO:
+def _open_part(part: str, size: int) -> BinaryIO:
     """Open the part of an object that an interrupted download has left, else an empty file.
 
     It is trusted if a living process holds it, and if no process died while it filled it.
     """
-    file = _held(part, "rb+")
+    file = _open_held(part, "rb+")
     if file is not None:
         if os.fstat(file.fileno()).st_size < size:
             return file

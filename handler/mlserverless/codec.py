@@ -93,7 +93,7 @@ class TrainedInputs(Protocol):
         """Whether the estimator takes a list of strings."""
 
 
-class Trained(Protocol):
+class TrainedModel(Protocol):
     """A loaded model. Its properties are read only by the requests that need them."""
 
     @property
@@ -109,7 +109,7 @@ def decode(
     request: InferenceRequest,
     model: ModelSettings,
     body_limit: int,
-    trained: Trained | None = None,
+    trained: TrainedModel | None = None,
 ) -> Any:
     """Return what the estimator is called with: an array, a list, or a DataFrame.
 
@@ -432,7 +432,7 @@ def _table(
     inputs: Sequence[RequestInput],
     codecs: Sequence[str | None],
     body_limit: int,
-    trained: Trained | None,
+    trained: TrainedModel | None,
 ) -> pd.DataFrame:
     """Return a DataFrame with one column per input, in training order where that is known.
 
@@ -462,13 +462,13 @@ def _table(
         rows = len(column)
         columns[tensor.name] = column
     if known and trained is not None:
-        columns = _in_training_order(columns, known, trained)
+        columns = _sort_as_trained(columns, known, trained)
     table: pd.DataFrame = pandas.DataFrame(columns)
     return table
 
 
-def _in_training_order(
-    columns: Mapping[str, Any], names: Mapping[str, Any], trained: Trained
+def _sort_as_trained(
+    columns: Mapping[str, Any], names: Mapping[str, Any], trained: TrainedModel
 ) -> dict[str, Any]:
     """Return the columns in the order of `names`, others after them.
 
@@ -479,24 +479,24 @@ def _in_training_order(
         missing = [name for name in missing if name not in trained.unused_columns]
     if missing:
         others = [name for name in columns if name not in names]
-        raise BadRequest(_missing_message(missing, others))
+        raise BadRequest(_describe_missing(missing, others))
     return {**{name: columns[name] for name in names if name in columns}, **columns}
 
 
-def _missing_message(missing: Sequence[str], others: Sequence[str]) -> str:
+def _describe_missing(missing: Sequence[str], others: Sequence[str]) -> str:
     shown = [quote(name) for name in missing[:MAX_NAMES_SHOWN]]
     listed = ", ".join(shown) + (", …" if missing[MAX_NAMES_SHOWN:] else "")
     similar = [
         f"{quote(found)} for {quote(name)}"
         for name in missing[:MAX_NAMES_SHOWN]
-        if (found := _similar_name(name, others)) is not None
+        if (found := _find_similar_name(name, others)) is not None
     ]
     hint = f"; the request has {', '.join(similar)}" if similar else ""
     columns = "the column" if len(missing) == 1 else "the columns"
     return f"{columns} {listed} that the model was trained with must be in the request{hint}"
 
 
-def _similar_name(name: str, others: Sequence[str]) -> str | None:
+def _find_similar_name(name: str, others: Sequence[str]) -> str | None:
     """Return the one of `others` that may be `name` misspelled, or None."""
     from difflib import get_close_matches  # noqa: PLC0415 - only a wrong request needs it
 

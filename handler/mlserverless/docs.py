@@ -100,7 +100,7 @@ def page(document: Document) -> bytes:
     )
     form = f"<p>{html.escape(described)}</p>\n" if described else ""
     if example is not None:
-        form += _FORM.format(example=html.escape(_lay_out(example)))
+        form += _FORM.format(example=html.escape(_format_example(example)))
     return _PAGE.format(title=title, form=form, table=table).encode()
 
 
@@ -175,7 +175,7 @@ def _list_tensors(tensors: Sequence[TensorMetadata]) -> str:
     return ", ".join(shown[:MAX_SHOWN_TENSORS] + more)
 
 
-def _lay_out(example: Mapping[str, Any]) -> str:
+def _format_example(example: Mapping[str, Any]) -> str:
     """Return the request as JSON for people, with one line per tensor."""
     fields = []
     for key, value in example.items():

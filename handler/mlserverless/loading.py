@@ -273,10 +273,10 @@ def _patch_unpickling() -> None:
                 raise _script_object_error(name)
             if "cloudpickle" in module:
                 from mlserverless.pickled_code import (  # noqa: PLC0415 - few models need it
-                    check_code_objects_of,
+                    check_code_objects,
                 )
 
-                check_code_objects_of(module)
+                check_code_objects(module)
         return find_class(unpickler, module, name)
 
     BaseEstimator.__setstate__ = set_state_recording_version
@@ -287,7 +287,7 @@ def _find_versions_in_pickle(file: BinaryIO) -> set[str]:
     """Return the versions of scikit-learn in the bytes of a pickle that cannot be loaded."""
     found, tail, searched = set[str](), b"", 0
     try:
-        stream = _decompressed(file)
+        stream = _open_decompressed(file)
         while searched < MAX_SEARCHED_BYTES and (chunk := stream.read(CHUNK_BYTES)):
             searched += len(chunk)
             found.update(
@@ -301,7 +301,7 @@ def _find_versions_in_pickle(file: BinaryIO) -> set[str]:
     return found
 
 
-def _decompressed(file: BinaryIO) -> Any:
+def _open_decompressed(file: BinaryIO) -> Any:
     """Return a reader of the pickle's own bytes, by joblib's registry of compressors."""
     from joblib import compressor, numpy_pickle_utils  # noqa: PLC0415 - as in _unpickle
 

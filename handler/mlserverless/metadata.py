@@ -236,7 +236,7 @@ class _Explorer:
             if places is not None and sources is not None:
                 seen = sources.pick(places)
             self.visit(child, seen, depth)
-        return _passed_on(estimator, sources)
+        return _find_passed_columns(estimator, sources)
 
     def _explore_steps(
         self, steps: list[tuple[Any, ...]], sources: _Sources | None, depth: int
@@ -568,7 +568,7 @@ def _select_text(step: Any, sources: _Sources, names: Sequence[str]) -> _Sources
     return sources.pick(sorted(places)).changed() if places else None
 
 
-def _passed_on(estimator: Any, sources: _Sources | None) -> _Sources | None:
+def _find_passed_columns(estimator: Any, sources: _Sources | None) -> _Sources | None:
     """Return the columns that a transformer without parts passes to the next step."""
     if sources is None:
         return None
@@ -576,7 +576,7 @@ def _passed_on(estimator: Any, sources: _Sources | None) -> _Sources | None:
         return sources  # imbalanced-learn's samplers do nothing in a prediction
     statistics = as_array(get(estimator, "statistics_"), 1)
     if statistics is not None and get(estimator, "strategy") is not None:
-        return _passed_by_imputer(estimator, statistics, sources)
+        return _find_columns_of_imputer(estimator, statistics, sources)
     support = get(estimator, "get_support")
     if callable(support):
         mask = as_array(support(), 1)
@@ -588,7 +588,7 @@ def _passed_on(estimator: Any, sources: _Sources | None) -> _Sources | None:
     return None if is_from(estimator, "sklearn") else sources.changed()
 
 
-def _passed_by_imputer(imputer: Any, statistics: Array, sources: _Sources) -> _Sources | None:
+def _find_columns_of_imputer(imputer: Any, statistics: Array, sources: _Sources) -> _Sources | None:
     if len(statistics) != len(sources):
         return None
     retains_all = get(imputer, "keep_empty_features") or get(imputer, "strategy") == "constant"
@@ -676,12 +676,12 @@ def input_tensors(schema: InputSchema, *, list_all: bool = False) -> tuple[Tenso
         parameters = {"content_type": _content_type(only)}
         return (TensorMetadata("input-0", only.datatype, (-1,), parameters),)
     if schema.columns:
-        listed = _listed(schema.columns)
+        listed = _limit_columns(schema.columns)
         if len(listed) == len(schema.columns) or {"FP64"} != _datatypes(schema.columns):
             return tuple(map(_input_tensor, schema.columns if list_all else listed))
     datatypes = _datatypes(schema.positions)
     if "BYTES" in datatypes and (len(datatypes) > 1 or schema.needs_objects):
-        return tuple(_input_tensor(column) for column in _listed(schema.positions))
+        return tuple(_input_tensor(column) for column in _limit_columns(schema.positions))
     datatype = datatypes.pop() if len(datatypes) == 1 else "FP64"
     parameters = {"content_type": "np"}
     return (TensorMetadata("input-0", datatype, (-1, schema.features or -1), parameters),)
@@ -696,7 +696,7 @@ def _datatypes(columns: Sequence[Column]) -> set[str]:
     return {column.datatype for column in columns}
 
 
-def _listed(columns: Sequence[Column]) -> Sequence[Column]:
+def _limit_columns(columns: Sequence[Column]) -> Sequence[Column]:
     """Return as many of the columns as metadata may list."""
     columns, characters = columns[:MAX_LISTED_COLUMNS], MAX_LISTED_NAME_CHARACTERS
     for place, column in enumerate(columns):

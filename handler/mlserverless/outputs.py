@@ -74,10 +74,10 @@ def _describe_predict(estimator: Any) -> Described:
         first = classes[0] if isinstance(classes, list) else classes
         several = isinstance(classes, list) or _is_multilabel(estimator)
         width = len(classes) if several else 1
-        if has_base(_deciding(estimator), "ClassifierChain"):
+        if has_base(_find_final_estimator(estimator), "ClassifierChain"):
             return "FP64", (-1, width), None
         return _label_datatype(first), (-1, width), None
-    last = _deciding(estimator)
+    last = _find_final_estimator(estimator)
     if has_base(last, "SGDOneClassSVM"):
         return "INT32", (-1, 1), None
     labels = as_array(get(last, "labels_"), 1)
@@ -96,13 +96,13 @@ def _describe_predict(estimator: Any) -> Described:
 def _describe_probabilities(estimator: Any) -> Described:
     classes = _find_classes(estimator)
     if classes is None:
-        mixture = get(_deciding(estimator), "weights_")
+        mixture = get(_find_final_estimator(estimator), "weights_")
         components = as_array(mixture, 1)
         return "FP64", (-1, -1 if components is None else len(components)), None
     if not isinstance(classes, list):
         return _probability_datatype(estimator), (-1, len(classes)), _labels(classes)
     labels = _labels_per_target(classes)
-    if has_base(_deciding(estimator), "ClassifierChain"):
+    if has_base(_find_final_estimator(estimator), "ClassifierChain"):
         return "FP64", (-1, len(classes)), labels
     counts = {len(each) for each in classes}
     shape = (len(classes), -1, counts.pop()) if len(counts) == 1 else (-1, -1)
@@ -110,7 +110,7 @@ def _describe_probabilities(estimator: Any) -> Described:
 
 
 def _probability_datatype(estimator: Any) -> str:
-    return "FP32" if is_from(_deciding(estimator), "xgboost") else "FP64"
+    return "FP32" if is_from(_find_final_estimator(estimator), "xgboost") else "FP64"
 
 
 def _describe_decision(estimator: Any) -> Described:
@@ -119,7 +119,7 @@ def _describe_decision(estimator: Any) -> Described:
         return "FP64", (-1, 1), None
     if isinstance(classes, list):
         return "FP64", (-1, len(classes)), _labels_per_target(classes)
-    last, count = _deciding(estimator), len(classes)
+    last, count = _find_final_estimator(estimator), len(classes)
     labels = _labels(classes)
     if count == 2 and not _is_multilabel(estimator):
         return "FP64", (-1, 1), labels
@@ -149,7 +149,7 @@ def _describe_transform(estimator: Any) -> Described:
 
 
 def _describe_apply(estimator: Any) -> Described:
-    last = _deciding(estimator)
+    last = _find_final_estimator(estimator)
     trees = get(last, "estimators_")
     if isinstance(trees, list):
         return "INT64", (-1, len(trees)), None
@@ -173,7 +173,7 @@ _DESCRIBE_OUTPUT: Final[dict[str, Callable[[Any], Described]]] = {
 }
 
 
-def _deciding(estimator: Any) -> Any:
+def _find_final_estimator(estimator: Any) -> Any:
     """Return the estimator whose method is called in the end, through pipelines and searches."""
     for _ in range(MAX_DEPTH):
         steps = pairs(get(estimator, "steps"))
@@ -193,10 +193,10 @@ def _find_classes(estimator: Any) -> Array | list[Array] | None:
     """Return the labels of a classifier, a list of them for several targets."""
     classes = get(estimator, "classes_")
     if classes is None:
-        classes = get(_deciding(estimator), "classes_")
-    if classes is None and not is_from(_deciding(estimator), *_KNOWN_PACKAGES):
+        classes = get(_find_final_estimator(estimator), "classes_")
+    if classes is None and not is_from(_find_final_estimator(estimator), *_KNOWN_PACKAGES):
         # a user's own class around a classifier
-        classes = find(_deciding(estimator), lambda each: get(each, "classes_"))
+        classes = find(_find_final_estimator(estimator), lambda each: get(each, "classes_"))
     if isinstance(classes, np.ndarray) and classes.ndim == 1 and len(classes):
         return classes
     if isinstance(classes, list) and classes:
@@ -215,7 +215,7 @@ def _object_array(items: Sequence[Any]) -> Array:
 
 def _is_multilabel(estimator: Any) -> bool:
     """Return whether a classifier with one list of labels predicts a column for each of them."""
-    for each in (estimator, _deciding(estimator)):
+    for each in (estimator, _find_final_estimator(estimator)):
         if get(each, "multilabel_") is True:
             return True
         for name in ("_label_binarizer", "label_binarizer_"):
@@ -280,7 +280,7 @@ def _target_count(estimator: Any, depth: int) -> int:
     """Return how many values a regressor predicts per row; -1 if it is not known."""
     if depth > MAX_DEPTH:
         return -1
-    estimator = _deciding(estimator)
+    estimator = _find_final_estimator(estimator)
     count = get(estimator, "n_outputs_")
     if is_whole(count):
         return int(count)

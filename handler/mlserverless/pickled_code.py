@@ -45,17 +45,17 @@ INSTRUCTION_SETS: Final[dict[str, tuple[int, Mapping[int, int]]]] = {
 _CLOUDPICKLES: Final = ("cloudpickle.cloudpickle", "joblib.externals.cloudpickle.cloudpickle")
 
 
-def check_code_objects_of(module: str) -> None:
+def check_code_objects(module: str) -> None:
     """Import a module of cloudpickle and have it check each code object that it creates."""
     importlib.import_module(module)
     for name in _CLOUDPICKLES:
         found: Any = sys.modules.get(name)
         original = getattr(found, "_builtin_type", None)
         if original is not None and not hasattr(original, "__wrapped__"):
-            found._builtin_type = _with_checked_code(original)  # noqa: SLF001 - pickles name it
+            found._builtin_type = _wrap_builtin_type(original)  # noqa: SLF001 - pickles name it
 
 
-def _with_checked_code(original: Any) -> Any:
+def _wrap_builtin_type(original: Any) -> Any:
     @functools.wraps(original)
     def builtin_type(name: str) -> Any:
         return _create_code if name == "CodeType" else original(name)
@@ -67,20 +67,20 @@ def _create_code(*arguments: Any) -> CodeType:
     """Create a code object. Raises ModelLoadError if another Python saved it."""
     if len(arguments) != _CODE_ARGUMENTS:
         old = len(arguments) < _CODE_ARGUMENTS
-        raise _other_python("Python 3.10 or older" if old else "another version of Python")
+        raise _other_python_error("Python 3.10 or older" if old else "another version of Python")
     # the bytes of the pickle: a code object would show them as this interpreter reads them
     bytecode = arguments[_BYTECODE_ARGUMENT]
-    if not matches(bytecode, opcode.opmap["RESUME"], cache_entries(), -1):
+    if not has_instruction_set(bytecode, opcode.opmap["RESUME"], count_cache_entries(), -1):
         versions = [
             f"Python {version}"
             for version, instructions in INSTRUCTION_SETS.items()
-            if matches(bytecode, *instructions)
+            if has_instruction_set(bytecode, *instructions)
         ]
-        raise _other_python(" or ".join(versions) or "another version of Python")
+        raise _other_python_error(" or ".join(versions) or "another version of Python")
     return CodeType(*arguments)
 
 
-def _other_python(version: str) -> ModelLoadError:
+def _other_python_error(version: str) -> ModelLoadError:
     return ModelLoadError(
         f"the artifact contains functions that cloudpickle saved under {version}, but this "
         f"server runs Python {sys.version_info[0]}.{sys.version_info[1]}: save the model again "
@@ -88,7 +88,9 @@ def _other_python(version: str) -> ModelLoadError:
     )
 
 
-def matches(code: bytes, resume: int, caches: Mapping[int, int], unknown: int = 0) -> bool:
+def has_instruction_set(
+    code: bytes, resume: int, caches: Mapping[int, int], unknown: int = 0
+) -> bool:
     """Whether bytecode has RESUME and all CACHE entries where this instruction set puts them.
 
     `unknown` is the count for an instruction that `caches` lacks; -1 if no such one exists.
@@ -107,7 +109,7 @@ def matches(code: bytes, resume: int, caches: Mapping[int, int], unknown: int = 
 
 
 @functools.cache
-def cache_entries() -> dict[int, int]:
+def count_cache_entries() -> dict[int, int]:
     """Return how many CACHE entries follow each instruction of the running interpreter."""
     found: Any = opcode._inline_cache_entries  # type: ignore[attr-defined] # noqa: SLF001 - as dis
     if isinstance(found, dict):  # since Python 3.13: by name, where there are any

@@ -92,7 +92,7 @@ def _is_data(value: Any) -> bool:
 # ── steps ───────────────────────────────────────────────────────────────────────────────
 
 
-def _inner(estimator: Any, step: int) -> Any:
+def _find_inner(estimator: Any, step: int) -> Any:
     """Return the first (0) or last (-1) estimator inside pipelines, searches and the like."""
     for _ in range(_MAX_DEPTH):
         steps = [each for _, each in getattr(estimator, "steps", None) or () if _is_step(each)]
@@ -114,7 +114,7 @@ def _is_step(step: Any) -> bool:
 def find_unused_columns(estimator: Any, names: Sequence[str]) -> frozenset[str]:
     """Return those of `names` that a ColumnTransformer at the input drops; never raises."""
     try:
-        first = _inner(estimator, 0)
+        first = _find_inner(estimator, 0)
         # private, and what its own transform checks; without it every column is needed
         indices: Mapping[str, Any] = first._transformer_to_input_indices  # noqa: SLF001
         used: set[int] = set()
@@ -141,13 +141,13 @@ def find_transform_output(estimator: Any) -> tuple[str | None, bool]:
     """
     unclear = False
     try:
-        for before, after in _consecutive_steps(estimator):
+        for before, after in _iter_step_pairs(estimator):
             names = getattr(after, "feature_names_in_", None)
-            source = _inner(before, -1)
+            source = _find_inner(before, -1)
             own: Mapping[str, str] = getattr(source, "_sklearn_output_config", {})
             if names is None or own.get("transform") is not None:
                 continue
-            returned = _names_out(source) if _returns_arrays(source) else None
+            returned = _read_names_out(source) if _has_array_output(source) else None
             if returned == [*names]:
                 return ("pandas" if is_installed("pandas") else None), False
             unclear = unclear or (returned is None and hasattr(source, "set_output"))
@@ -164,20 +164,20 @@ def is_installed(container: str) -> bool:
         return sys.modules[container] is not None
 
 
-def _names_out(transformer: Any) -> list[str] | None:
+def _read_names_out(transformer: Any) -> list[str] | None:
     try:
         return [*transformer.get_feature_names_out()]
     except Exception:  # noqa: BLE001 - a transformer inside it may have no names to give
         return None
 
 
-def _returns_arrays(transformer: Any) -> bool:
+def _has_array_output(transformer: Any) -> bool:
     """Return whether it never returns a DataFrame under scikit-learn's default configuration."""
     owner = type(transformer)
     return owner.__module__.startswith("sklearn.") and owner.__name__ != "FunctionTransformer"
 
 
-def _consecutive_steps(root: Any) -> Iterator[tuple[Any, Any]]:
+def _iter_step_pairs(root: Any) -> Iterator[tuple[Any, Any]]:
     """Yield each step with the next one, of every pipeline inside `root`."""
     seen, stack = set[int](), [root]
     while stack:
@@ -190,13 +190,13 @@ def _consecutive_steps(root: Any) -> Iterator[tuple[Any, Any]]:
             effective = [step for _, step in steps if _is_step(step)]
             yield from pairwise(effective)
         for value in vars(each).values():
-            stack += _estimators_in(value)
+            stack += _find_estimators(value)
 
 
-def _estimators_in(value: Any) -> list[Any]:
+def _find_estimators(value: Any) -> list[Any]:
     if isinstance(value, list | tuple):
         short = value[:_MAX_LIST_LENGTH]
-        return [found for each in short for found in _estimators_in(each)]
+        return [found for each in short for found in _find_estimators(each)]
     module = type(value).__module__
     # a forest has thousands of trees, and they have no steps
     if module.startswith("sklearn.tree") or not hasattr(value, "__dict__"):
@@ -269,7 +269,7 @@ def classify(name: str, scores: Any, estimator: Any, count: int) -> Array:
     if values.ndim == 1 and labels is not None and len(labels) == 2:
         values = np.stack([-values, values], axis=1)
     if name == "decision_function" and labels is not None and len(labels) > 2:
-        final = _inner(estimator, -1)
+        final = _find_inner(estimator, -1)
         if getattr(final, "decision_function_shape", None) == "ovo":
             raise BadRequest("decision_function of this model scores pairs of classes")
     if values.ndim != 2 or (labels is not None and len(labels) != values.shape[1]):

@@ -242,7 +242,7 @@ class Registry:
     def _scan(self, wanted: Wanted | None = None) -> list[ModelSettings]:
         """Read the repository; raises RepositoryError or Unavailable and nothing else."""
         try:
-            with _repository_failures():
+            with _map_repository_errors():
                 return self._repository.models(wanted)
         except MemoryError as error:
             raise Unavailable("the model repository needs more memory than there is") from error
@@ -256,10 +256,10 @@ class Registry:
             entry = self._early.get(name, {}).get(version)
             if entry is None and self._models is None:
                 found = self._scan((name, version))
-                is_it = [(name, version)] == [(each.name, each.version) for each in found]
-                if is_it and found[0].problem:  # another folder of that name may be well
-                    found, is_it = self._scan(), False
-                if is_it:
+                is_wanted = [(name, version)] == [(each.name, each.version) for each in found]
+                if is_wanted and found[0].problem:  # another folder of that name may be well
+                    found, is_wanted = self._scan(), False
+                if is_wanted:
                     entry = self._early.setdefault(name, {})[version] = Entry(found[0])
                     self._looked_at = time.monotonic()
                 else:
@@ -404,7 +404,7 @@ class Registry:
         Raises RepositoryError or Unavailable.
         """
         try:
-            with _repository_failures():
+            with _map_repository_errors():
                 return self._repository.stamp(entry.settings)
         except ModelLoadError:  # the load that follows fails with it, logs it and counts it
             return ""
@@ -469,7 +469,7 @@ class Registry:
             with paused():
                 from mlserverless import loading  # noqa: PLC0415 - numpy, which INIT must not pay
 
-                with _repository_failures():
+                with _map_repository_errors():
                     artefact = self._fetch(entry)
                 model = loading.load(artefact, entry.settings, self._settings)
         except BaseException as error:  # noqa: BLE001 - an estimator's own code runs here
@@ -626,7 +626,7 @@ class Registry:
                 self._load_missing()
         except MLServerlessError as error:
             return str(error)
-        for entry in self._missing():
+        for entry in self._find_missing():
             return f"model {quote(entry.name)} is not loaded"
         return None
 
@@ -634,16 +634,16 @@ class Registry:
         if self._preloaded is None:
             self.load_all()
             return
-        missing = self._missing()
+        missing = self._find_missing()
         if not missing:
             return
         if self._polls:
             self._poll()
         elif any(map(self._worth_another_look, missing)):
             self._refresh()
-        self._load_each([entry for entry in self._missing() if not entry.unloaded])
+        self._load_each([entry for entry in self._find_missing() if not entry.unloaded])
 
-    def _missing(self) -> list[Entry]:
+    def _find_missing(self) -> list[Entry]:
         """Models that were preloaded and are not loaded now.
 
         A name that is gone from the repository is not missing. Neither is a version that came
@@ -663,7 +663,7 @@ class Registry:
 
 
 @contextmanager
-def _repository_failures() -> Iterator[None]:
+def _map_repository_errors() -> Iterator[None]:
     """Turn what a repository raises unforeseen into RepositoryError or Unavailable.
 
     Unavailable where the process lacks something that it may have again: a thread, a file.
@@ -700,14 +700,14 @@ def _group(found: Iterable[ModelSettings]) -> Models:
         same.setdefault((settings.name, settings.version), []).append(settings)
     models: Models = {}
     for (name, version), each in same.items():
-        entry = Entry(min(each, key=_precedence))
+        entry = Entry(min(each, key=_rank_folder))
         if len(each) > 1:
             entry.folders = tuple(found.folder for found in each)
         models.setdefault(name, {})[version] = entry
     return models
 
 
-def _precedence(settings: ModelSettings) -> tuple[bool, bool]:
+def _rank_folder(settings: ModelSettings) -> tuple[bool, bool]:
     is_named = not settings.folder or settings.name in settings.folder.split("/")
     return (settings.problem is not None, not is_named)
 

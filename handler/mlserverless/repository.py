@@ -189,7 +189,7 @@ class _Sources(ABC):
         target = self._target(model)
         candidates = self._candidates(target, model)
         if target.startswith(_S3):
-            found = self._downloaded(candidates, model.listing)
+            found = self._download(candidates, model.listing)
         else:
             found = _first(_open, candidates)
         if any(
@@ -212,7 +212,7 @@ class _Sources(ABC):
         target = self._target(model)
         candidates = self._candidates(target, model)
         if target.startswith(_S3):
-            found = self._located(candidates, model.listing)
+            found = self._find_stored(candidates, model.listing)
             return found[1].etag if found else ""
         return _first(_stamp_of, candidates) or ""
 
@@ -223,7 +223,7 @@ class _Sources(ABC):
             for uri in self._candidates(target, model):
                 self._cache.forget(self._cache_key(uri))
 
-    def _located(self, candidates: list[str], listing: Listing) -> tuple[str, Stored] | None:
+    def _find_stored(self, candidates: list[str], listing: Listing) -> tuple[str, Stored] | None:
         """Return the first candidate that exists; S3 is called only for what was not listed."""
         for uri in candidates:
             if uri in listing:
@@ -232,28 +232,28 @@ class _Sources(ABC):
             candidates = [uri for uri in candidates if not uri.startswith(listing.root)]
         if not candidates:
             return None
-        return self._within(_METADATA_STALL_SECONDS, self._first_stored, candidates)
+        return self._call_with_timeout(_METADATA_STALL_SECONDS, self._describe_first, candidates)
 
-    def _first_stored(self, candidates: list[str]) -> tuple[str, Stored] | None:
+    def _describe_first(self, candidates: list[str]) -> tuple[str, Stored] | None:
         for uri in candidates:
             stored = self.s3.describe(uri)
             if stored is not None:
                 return uri, stored
         return None
 
-    def _downloaded(self, candidates: list[str], listing: Listing) -> Artefact | None:
+    def _download(self, candidates: list[str], listing: Listing) -> Artefact | None:
         """Download the first candidate that exists, through the cache if there is one.
 
         A download that ends early raises Interrupted; the next call continues it.
         """
-        found = self._located(candidates, listing)
+        found = self._find_stored(candidates, listing)
         if found is None:
             return None
         uri, stored = found
 
         def fill(file: BinaryIO) -> None:
             try:
-                self._within(_DOWNLOAD_STALL_SECONDS, self.s3.copy, uri, stored, file)
+                self._call_with_timeout(_DOWNLOAD_STALL_SECONDS, self.s3.copy, uri, stored, file)
             except Replaced:
                 raise
             except Unavailable as error:
@@ -271,13 +271,13 @@ class _Sources(ABC):
             key = self._cache_key(uri)
             file = self._cache.open(key, stored.etag, stored.size, fill, wait)
         if file is None:
-            file = self._filled_in_memory(uri, stored, fill)
+            file = self._download_to_memory(uri, stored, fill)
         return Artefact(posixpath.basename(uri), file, stored.etag, stored.size)
 
     def _cache_key(self, uri: str) -> str:
         return f"{self.s3.endpoint} {uri}"
 
-    def _filled_in_memory(
+    def _download_to_memory(
         self, uri: str, stored: Stored, fill: Callable[[BinaryIO], None]
     ) -> BinaryIO:
         etag, file = self._partial.pop(uri, ("", io.BytesIO()))
@@ -296,7 +296,9 @@ class _Sources(ABC):
         file.seek(0)
         return file
 
-    def _within(self, stall_seconds: float, work: Callable[..., T], *arguments: Any) -> T:
+    def _call_with_timeout(
+        self, stall_seconds: float, work: Callable[..., T], *arguments: Any
+    ) -> T:
         """Return or raise what `work` does, before the deadline of the request that waits.
 
         Raises Unavailable at the deadline, or if fewer than _MIN_PROGRESS_BYTES arrive in
@@ -446,7 +448,7 @@ class S3Repository(_Sources):
 
     def models(self, wanted: Wanted | None = None) -> list[ModelSettings]:
         """Return the models below the prefix: one listing, then the settings files in parallel."""
-        return self._within(_METADATA_STALL_SECONDS, self._as_listed, wanted)
+        return self._call_with_timeout(_METADATA_STALL_SECONDS, self._as_listed, wanted)
 
     def _as_listed(self, wanted: Wanted | None) -> list[ModelSettings]:
         for _ in range(_LISTINGS - 1):

@@ -65,10 +65,12 @@ class Model:
         self._method_kwargs = settings.method_kwargs
         declared = settings.transform_output
         if declared is None:
-            self._transform_output, self._unclear = prediction.find_transform_output(estimator)
+            self._transform_output, self._is_container_unclear = prediction.find_transform_output(
+                estimator
+            )
         else:
             self._transform_output = None if declared == "default" else declared
-            self._unclear = False
+            self._is_container_unclear = False
 
     def infer(self, request: InferenceRequest) -> InferenceResponse:
         """Predict for one request.
@@ -137,16 +139,20 @@ class Model:
         try:
             if self._transform_output is None:
                 return getattr(self.estimator, name)(data, **arguments)
-            return self._call_in(self._transform_output, name, data, arguments)
+            return self._call_with_container(self._transform_output, name, data, arguments)
         except _EXPLAINED as error:
             fault = prediction.describe_fault(error)
-            if fault is None and self._unclear and self._needs_pandas(name, data, arguments):
+            if (
+                fault is None
+                and self._is_container_unclear
+                and self._needs_pandas(name, data, arguments)
+            ):
                 fault = (
                     "its steps need DataFrames of each other; "
                     'set parameters.extra.transform_output to "pandas"'
                 )
             if fault is not None:
-                raise self._failed(fault) from error
+                raise self._record_fault(fault) from error
             if not isinstance(error, _REFUSALS):
                 raise
             why = self._why(error, data)
@@ -157,12 +163,14 @@ class Model:
                 raise
             raise RuntimeError().with_traceback(error.__traceback__) from None
 
-    def _call_in(self, container: str, name: str, data: Any, arguments: Mapping[str, Any]) -> Any:
+    def _call_with_container(
+        self, container: str, name: str, data: Any, arguments: Mapping[str, Any]
+    ) -> Any:
         """Call a method while scikit-learn's transformers return `container`, in this thread."""
         from sklearn import config_context  # noqa: PLC0415 - INIT must not import it
 
         if not prediction.is_installed(container):
-            raise self._failed(
+            raise self._record_fault(
                 f"parameters.extra.transform_output is {container}, which is not installed here"
             )
         with config_context(transform_output=container):
@@ -173,12 +181,12 @@ class Model:
         if not hasattr(data, "columns"):  # an array for a model of DataFrames is the client's error
             return False
         try:
-            self._call_in("pandas", name, data, arguments)
+            self._call_with_container("pandas", name, data, arguments)
         except Exception:  # noqa: BLE001 - an estimator may raise anything
             return False
         return True
 
-    def _failed(self, reason: str) -> PredictionError:
+    def _record_fault(self, reason: str) -> PredictionError:
         """Note a fault of the model and return the error to raise."""
         self.fault = f"Model {quote(self.settings.name)} cannot predict: {reason}"
         return PredictionError(self.fault)
@@ -210,7 +218,7 @@ class Model:
                 f"{problem}; for a model that takes a list of strings, "
                 'send one input and set content_type to "str"'
             )
-        raise self._failed(problem)
+        raise self._record_fault(problem)
 
     # ── what it says of itself ──────────────────────────────────────────────────────────
 
