@@ -570,7 +570,7 @@ def cors_headers(response: Answer) -> dict[str, str]:
     }
 
 
-def test_a_preflight_is_answered_as_mlserver_answers_it(digits: Path, tmp_path: Path) -> None:
+def test_a_preflight_gets_the_response_of_mlserver(digits: Path, tmp_path: Path) -> None:
     """Recorded from MLServer 1.7.1, which does not use its expose_headers setting, however."""
     settings = {"model_repository_root": str(digits), "cors_settings": CORS}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
@@ -640,7 +640,7 @@ def test_every_response_to_an_allowed_origin_can_be_read_by_its_page(
         (None, None),
     ],
 )
-def test_the_variable_says_the_same_and_without_settings_no_origin_is_allowed(
+def test_the_variable_has_the_same_effect_and_without_settings_no_origin_is_allowed(
     digits: Path, variable: str | None, origin: str | None
 ) -> None:
     environment = {} if variable is None else {"MLSERVER_CORS_SETTINGS": variable}

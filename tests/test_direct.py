@@ -1,4 +1,4 @@
-"""Direct invocation: one event loads the models, and its response says what became of each."""
+"""Direct invocation: one event loads the models, and its response has the state of each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def states(response: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {each["name"]: (each["state"], each["reason"]) for each in response["models"]}
 
 
-def test_a_load_event_loads_every_model_and_says_so(make_model: MakeModel) -> None:
+def test_a_load_event_loads_every_model_and_reports_it(make_model: MakeModel) -> None:
     make_model("a", MODEL, parameters={"version": "1"})
     make_model("a2", MODEL, name="a", parameters={"version": "2"})
     handler = open_handler(make_model("b", MODEL))
@@ -169,7 +169,9 @@ def test_in_poll_mode_a_version_that_failed_is_not_another_that_serves(
     ],
     ids=str,
 )
-def test_what_is_no_load_event_loads_nothing(make_model: MakeModel, event: dict[str, Any]) -> None:
+def test_an_event_that_is_not_a_load_event_loads_nothing(
+    make_model: MakeModel, event: dict[str, Any]
+) -> None:
     handler = open_handler(make_model("a", MODEL))
     response = handler(event, None)
     assert 400 == response["statusCode"]
@@ -191,7 +193,7 @@ def test_where_no_thread_can_be_started_the_response_says_so(
     assert "no thread can be started" in json.loads(response["body"])["error"]
 
 
-def test_what_was_not_foreseen_is_a_500_without_its_words(
+def test_an_unexpected_exception_is_a_500_without_its_message(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handler = open_handler(make_model("a", MODEL))

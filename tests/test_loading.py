@@ -83,7 +83,7 @@ class Raising:
 
 
 class Sealed:
-    """Fits, and lets nobody see how it predicts."""
+    """Has fit, and a property `predict` that raises."""
 
     def fit(self) -> None: ...
 
@@ -130,7 +130,7 @@ def test_nothing_that_a_pickle_raises_gets_further(stop: type[BaseException]) ->
         load(pickle.dumps(Raising(stop)))
 
 
-def test_what_is_unpickled_has_the_digest_whoever_writes_meanwhile(tmp_path: Path) -> None:
+def test_the_bytes_with_the_digest_are_unpickled_even_if_the_file_changes(tmp_path: Path) -> None:
     """A file may be rewritten in place after it has been looked through."""
     mark, path = tmp_path / "mark", tmp_path / "model.joblib"
     raw, hostile = dumped(CLASSIFIER), pickle.dumps(Hostile(mark))
@@ -174,7 +174,7 @@ def test_what_is_unpickled_has_the_digest_whoever_writes_meanwhile(tmp_path: Pat
         (dumped(Sealed()), "estimator's methods cannot be read .RuntimeError."),
     ],
 )
-def test_what_is_no_model_does_not_load(raw: bytes, sentence: str) -> None:
+def test_an_artifact_that_is_not_a_model_does_not_load(raw: bytes, sentence: str) -> None:
     with pytest.raises(ModelLoadError, match=sentence):
         load(raw)
 
@@ -192,7 +192,7 @@ def read(raw: bytes, trusted: list[str] | None = None) -> runtime.Model:
     return loading.load(Artefact("model.skops", io.BytesIO(raw)), settings, Settings())
 
 
-def test_a_skops_file_answers_as_its_pickle_does() -> None:
+def test_a_skops_file_predicts_as_its_pickle_does() -> None:
     pipeline = make_pipeline(StandardScaler(), CLASSIFIER).fit(X, [0, 1, 1])
     answers = [
         model.estimator.predict_proba(X).tolist()
@@ -201,7 +201,7 @@ def test_a_skops_file_answers_as_its_pickle_does() -> None:
     assert answers[0] == answers[1]
 
 
-def test_types_that_nobody_trusts_are_listed_and_never_made() -> None:
+def test_untrusted_types_are_listed_and_never_created() -> None:
     raw = skops.dumps(Own().fit(X, [0, 1, 1]))
     with pytest.raises(
         ModelLoadError,
@@ -249,7 +249,7 @@ def saved_by(version: str) -> bytes:
     return dumped(Old().fit(X, [0, 1, 1]))
 
 
-def test_another_minor_version_is_refused_by_a_sentence_that_names_both() -> None:
+def test_another_minor_version_is_refused_by_a_message_that_names_both() -> None:
     with pytest.raises(
         ModelLoadError,
         match=rf"saved with scikit-learn 1\.2\.3, but this server runs {sklearn.__version__}",
@@ -272,8 +272,8 @@ def test_a_patch_version_or_an_owner_who_allows_it_gets_a_warning(
     assert f"saved with scikit-learn {version}" in caplog.text
 
 
-def test_what_breaks_for_its_version_is_refused_by_a_sentence_that_names_both() -> None:
-    """A tree of another version breaks before scikit-learn itself would say a word."""
+def test_an_artifact_that_breaks_for_its_version_is_refused_by_a_message_that_names_both() -> None:
+    """A tree of another version breaks before scikit-learn itself warns."""
     raw = dumped(DecisionTreeClassifier().fit(X, [0, 1, 1]))
     here = sklearn.__version__.encode()
     broken = raw.replace(b"sklearn.tree._tree", b"sklearn.tree._gone")
@@ -363,7 +363,7 @@ def compressors(folder: Path) -> dict[str, Any]:
         (b"\x08\x07\x12\x07pytorch", "cannot be unpickled"),
     ],
 )
-def test_a_file_that_is_no_pickle_is_named_by_its_format(raw: bytes, message: str) -> None:
+def test_a_file_that_is_not_a_pickle_is_named_by_its_format(raw: bytes, message: str) -> None:
     with pytest.raises(ModelLoadError, match=f"^the artifact {message}"):
         load(raw)
 
@@ -388,7 +388,7 @@ def test_a_missing_shared_library_is_named(error: type[Exception]) -> None:
         load(pickle.dumps(_Call(_raise_error, error, LIBRARY_ERROR)))
 
 
-def test_another_os_error_keeps_its_words_to_itself() -> None:
+def test_another_os_error_does_not_show_its_message() -> None:
     with pytest.raises(
         ModelLoadError, match=r"^the artifact cannot be unpickled \(FileNotFoundError\)$"
     ):
@@ -396,7 +396,7 @@ def test_another_os_error_keeps_its_words_to_itself() -> None:
 
 
 @pytest.mark.parametrize("error", [AttributeError, ImportError])
-def test_an_error_without_a_name_repeats_none_of_its_words(error: type[Exception]) -> None:
+def test_an_error_without_a_name_shows_none_of_its_message(error: type[Exception]) -> None:
     call = _Call(_raise_error, error, "/a/folder/of/the/server")
     with pytest.raises(
         ModelLoadError, match=rf"^the artifact cannot be unpickled .{error.__name__}.$"
@@ -420,7 +420,7 @@ def test_an_error_without_a_name_repeats_none_of_its_words(error: type[Exception
         (ModuleNotFoundError("", name="xgboost.core"), r"needs the Python module xgboost\.core"),
     ],
 )
-def test_a_library_of_another_version_is_told_from_one_that_is_missing(
+def test_a_library_of_another_version_is_distinguished_from_a_missing_one(
     error: Exception, message: str
 ) -> None:
     with pytest.raises(ModelLoadError, match=f"^the artifact {message}"):
@@ -506,7 +506,7 @@ def test_functions_that_cloudpickle_saved_under_another_python_are_refused(
         load(raw)
 
 
-def test_the_pythons_are_told_apart_by_their_own_opcodes() -> None:
+def test_python_versions_are_distinguished_by_their_opcodes() -> None:
     """The running interpreter's entry of the table is what its `opcode` module says."""
     resume, caches = pickled_code.INSTRUCTION_SETS[RUNNING]
     assert {n: count for n, count in pickled_code.count_cache_entries().items() if count} == dict(

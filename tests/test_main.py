@@ -407,9 +407,7 @@ def test_init_goes_on_where_no_thread_can_start(s3: S3Server, digits: Path) -> N
     assert_served(after)
 
 
-def test_a_start_that_failed_unforeseen_is_tried_again_by_each_request(
-    digits: Path, tmp_path: Path
-) -> None:
+def test_a_start_that_failed_is_retried_by_each_request(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     before, after, _ = report_before_and_after(
         lambda: None,

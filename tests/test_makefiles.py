@@ -120,9 +120,9 @@ def test_a_checkout_path_that_make_would_misread_is_refused_before_anything_runs
         for ignore in ([], ["-i"])
     ]
     for command in commands:
-        said = refusal(make(checkout, *command))
-        assert "the path of this checkout contains " in said
-        assert "move the checkout to a path without" in said
+        output = refusal(make(checkout, *command))
+        assert "the path of this checkout contains " in output
+        assert "move the checkout to a path without" in output
     assert before == snapshot(tmp_path)
 
 
@@ -159,10 +159,12 @@ def test_a_build_in_a_folder_with_spaces_is_the_same_and_one_over_the_limit_fail
     before = snapshot(tmp_path)
     done = make(checkout, "build", AWS_DEFAULT_REGION="eu-west-1", SAM_CLI_TELEMETRY="0")
     assert 0 != done.returncode
-    (said,) = [line for line in done.stderr.splitlines() if line.startswith("build: ")]
-    assert re.search(r"has 28\d,\d{3},\d{3} bytes unzipped and Lambda's limit is 262,144,000", said)
-    assert "models/big (60,000,000)" in said
-    assert "S3 (parameter ModelBucket)" in said
+    (output,) = [line for line in done.stderr.splitlines() if line.startswith("build: ")]
+    assert re.search(
+        r"has 28\d,\d{3},\d{3} bytes unzipped and Lambda's limit is 262,144,000", output
+    )
+    assert "models/big (60,000,000)" in output
+    assert "S3 (parameter ModelBucket)" in output
     after = snapshot(tmp_path)
     made = (str(checkout / ".aws-sam"), str(checkout / "build"))
     assert before == {path: what for path, what in after.items() if not path.startswith(made)}
@@ -208,9 +210,9 @@ def test_a_part_is_built_in_an_empty_folder_only(tmp_path: Path, folder: str) ->
             done = make(checkout, *target, *arguments, **environment)
             ignored = "-i" in arguments  # make's status is 0 then
             done.returncode = done.returncode or ignored
-            said = refusal(done)
-            assert said.startswith("build: ARTIFACTS_DIR "), said
-            assert reason in said, (value, said)
+            output = refusal(done)
+            assert output.startswith("build: ARTIFACTS_DIR "), output
+            assert reason in output, (value, output)
     assert "is not an absolute path" in refusal(make(checkout, *target))
     assert before == snapshot(tmp_path)
 
@@ -257,8 +259,10 @@ def test_links_in_models_are_copied_as_files_and_nothing_is_deleted_through_them
     shutil.rmtree(out)
     assert before == snapshot(tmp_path)
     (models / "mnist-svm" / "gone.joblib").symlink_to(tmp_path / "nowhere")
-    said = refusal(make(checkout, *target))
-    assert "build: models/mnist-svm/gone.joblib cannot be copied: No such file or directory" == said
+    output = refusal(make(checkout, *target))
+    assert (
+        "build: models/mnist-svm/gone.joblib cannot be copied: No such file or directory" == output
+    )
 
 
 @needs_python
@@ -270,11 +274,11 @@ def test_a_models_layer_that_cannot_fit_alone_is_refused_before_it_is_copied(
     with (checkout / "models" / "big" / "big.joblib").open("wb") as file:
         file.truncate(300_000_000)
     out = tmp_path / "out"
-    said = refusal(
+    output = refusal(
         make(checkout, "-C", "layers/models", "build-ModelsLayer", f"ARTIFACTS_DIR={out}")
     )
-    assert said.startswith("build: the models layer is too large: it has 300,")
-    assert "Lambda's limit is 262,144,000; largest parts: models/big (300,000,000), " in said
+    assert output.startswith("build: the models layer is too large: it has 300,")
+    assert "Lambda's limit is 262,144,000; largest parts: models/big (300,000,000), " in output
     assert [] == list(out.iterdir())
 
 
@@ -420,18 +424,18 @@ def test_an_environment_that_make_did_not_create_is_not_replaced(tmp_path: Path,
     shutil.rmtree(checkout / name, ignore_errors=True)
     put_sentinels(checkout / name)
     before = snapshot(checkout / name)
-    said = make(checkout, f"{name}/ready").stderr
-    assert f"setup: {name} was not created by make: move it away" in said.splitlines()
+    output = make(checkout, f"{name}/ready").stderr
+    assert f"setup: {name} was not created by make: move it away" in output.splitlines()
     assert before == snapshot(checkout / name)
 
 
 @pytest.mark.parametrize("target", ["clean", "build", "setup", "models"])
-def test_make_in_a_folder_that_is_no_checkout_does_nothing(tmp_path: Path, target: str) -> None:
+def test_make_in_a_folder_that_is_not_a_checkout_does_nothing(tmp_path: Path, target: str) -> None:
     """`make -f …/Makefile clean` would otherwise delete build/ and .venv of any project."""
     put_sentinels(tmp_path / "build", tmp_path / ".venv", tmp_path / "models" / "x")
     before = snapshot(tmp_path)
-    said = refusal(make(tmp_path, "-f", str(ROOT / "Makefile"), target))
-    assert "run make in the folder of this Makefile, or with -C" in said
+    output = refusal(make(tmp_path, "-f", str(ROOT / "Makefile"), target))
+    assert "run make in the folder of this Makefile, or with -C" in output
     assert before == snapshot(tmp_path)
 
 

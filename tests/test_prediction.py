@@ -235,7 +235,7 @@ def test_an_attribute_that_the_data_lacks_is_the_clients_error(call: Any) -> Non
         infer(served(Undefined(call)))
 
 
-def test_another_failure_of_the_system_is_no_finding_about_the_model() -> None:
+def test_another_failure_of_the_system_is_not_a_fault_of_the_model() -> None:
     model = served(Needing(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         infer(model)
@@ -636,7 +636,7 @@ def test_labels_are_left_out_where_there_are_none() -> None:
 
 
 @pytest.mark.parametrize("count", [0, -1, True, 1.5, "2", [1]])
-def test_a_count_that_is_no_positive_integer_is_refused(count: Any) -> None:
+def test_a_count_that_is_not_a_positive_integer_is_refused(count: Any) -> None:
     with pytest.raises(BadRequest, match="classification of output predict must be a positive int"):
         classified(THREE, "predict", count)
 

@@ -65,7 +65,7 @@ def test_a_model_is_loaded_once_however_many_ask_at_the_same_time(
         models = list(pool.map(lambda _: registry.get(registry.find("mnist-svm")), range(32)))
     assert 1 == len(set(map(id, models)))
     assert 1 == s3.asked.count(f"GET /{BUCKET}/mnist-svm/mnist-svm.joblib")
-    assert 3 == len(s3.asked), "one listing, one settings file, one artefact"
+    assert 3 == len(s3.asked), "one listing, one settings file, one artifact"
 
 
 @pytest.mark.parametrize("mode", ["none", "explicit", "poll"])
@@ -274,7 +274,7 @@ def test_a_version_that_comes_after_start_up_does_not_make_a_server_unready(
         shutil.rmtree(root / f"{mode}-new")
 
 
-def test_a_preloaded_model_that_had_to_leave_and_does_not_come_back_is_not_ready(
+def test_a_preloaded_model_that_was_evicted_and_fails_to_load_is_not_ready(
     make_model: MakeModel,
 ) -> None:
     make_model("a", MODEL)
@@ -380,7 +380,7 @@ def test_a_conflict_in_s3_names_the_folders_below_the_prefix(s3: S3Server) -> No
     assert 3 == answer_of(registry)
 
 
-def test_a_folder_whose_name_is_no_utf_8_is_a_model_that_json_can_name(
+def test_a_folder_whose_name_is_not_utf_8_is_a_model_that_json_can_name(
     make_model: MakeModel,
 ) -> None:
     root = make_model("m", MODEL)
@@ -495,16 +495,16 @@ def answer_at_last(registry: Registry, other_than: int) -> int:
 def test_new_bytes_in_a_folder_are_served_and_bad_ones_leave_the_old(
     make_model: MakeModel,
 ) -> None:
-    artefact = make_model("m", MODEL) / "m" / "model.joblib"
-    registry = polling(artefact.parent.parent)
+    artifact = make_model("m", MODEL) / "m" / "model.joblib"
+    registry = polling(artifact.parent.parent)
     assert 0 == answer_of(registry)
-    joblib.dump(OTHER, artefact)
+    joblib.dump(OTHER, artifact)
     assert 7 == answer_of(registry)
-    artefact.write_bytes(b"-corrupt-")
+    artifact.write_bytes(b"-corrupt-")
     assert 7 == answer_of(registry)
     ready, reason = states(registry)["m"]
     assert (True, True) == (ready, "cannot be unpickled" in reason)
-    joblib.dump(MODEL, artefact)
+    joblib.dump(MODEL, artifact)
     assert 0 == answer_of(registry)
     assert {"m": (True, "")} == states(registry)
 
@@ -520,7 +520,7 @@ def test_new_bytes_in_s3_are_told_by_their_etag_and_fetched_once(
     s3.asked.clear()
     assert 0 == answer_of(registry)
     key = f"/{BUCKET}/m/model.joblib"
-    assert 1 == len(s3.asked), "one listing, which has the ETags of settings and artefact"
+    assert 1 == len(s3.asked), "one listing, which has the ETags of settings and artifact"
     joblib.dump(OTHER, folder / "model.joblib")
     s3.put("m/model.joblib", (folder / "model.joblib").read_bytes())
     s3.asked.clear()
@@ -531,10 +531,10 @@ def test_new_bytes_in_s3_are_told_by_their_etag_and_fetched_once(
 
 
 def test_a_look_is_taken_at_most_every_so_many_seconds(make_model: MakeModel) -> None:
-    artefact = make_model("m", MODEL) / "m" / "model.joblib"
-    registry = polling(artefact.parent.parent, seconds=3600)
+    artifact = make_model("m", MODEL) / "m" / "model.joblib"
+    registry = polling(artifact.parent.parent, seconds=3600)
     assert 0 == answer_of(registry)
-    joblib.dump(OTHER, artefact)
+    joblib.dump(OTHER, artifact)
     assert 0 == answer_of(registry)
 
 
@@ -740,10 +740,10 @@ def no_thread_can_start() -> Iterator[None]:
 def test_a_poll_that_cannot_start_is_logged_and_the_next_one_is_tried(
     make_model: MakeModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    artefact = make_model("m", MODEL) / "m" / "model.joblib"
-    registry = polling(artefact.parent.parent)
+    artifact = make_model("m", MODEL) / "m" / "model.joblib"
+    registry = polling(artifact.parent.parent)
     assert 0 == answer_of(registry)
-    joblib.dump(OTHER, artefact)
+    joblib.dump(OTHER, artifact)
     with no_thread_can_start():
         assert 0 == answer_of(registry), "the request is answered"
     assert "no thread can be started" in caplog.text
@@ -766,7 +766,7 @@ def test_a_listing_that_finds_no_thread_is_unavailable_and_the_next_is_tried(
     assert 3 == answer_of(registry)
 
 
-def test_a_root_that_is_no_path_is_a_repository_error(tmp_path: Path) -> None:
+def test_a_root_that_is_not_a_path_is_a_repository_error(tmp_path: Path) -> None:
     registry = opened(f"{tmp_path}\0")
     with pytest.raises(RepositoryError, match="cannot be read"):
         registry.index()
@@ -847,10 +847,10 @@ def test_a_look_that_takes_long_keeps_nobody(
 def test_a_preloaded_server_stays_ready_when_its_models_are_replaced(
     make_model: MakeModel,
 ) -> None:
-    artefact = make_model("m", MODEL) / "m" / "model.joblib"
-    registry = polling(artefact.parent.parent)
+    artifact = make_model("m", MODEL) / "m" / "model.joblib"
+    registry = polling(artifact.parent.parent)
     registry.load_all()
-    joblib.dump(OTHER, artefact)
+    joblib.dump(OTHER, artifact)
     assert 7 == answer_of(registry)
     assert registry.unready() is None
 
@@ -864,7 +864,7 @@ def test_a_first_request_costs_the_same_among_many_models(s3: S3Server, digits: 
     registry = opened(f"s3://{BUCKET}/models")
     s3.asked.clear()
     model = registry.get(registry.find("mnist-svm", "v0.1.0"))
-    assert 3 == len(s3.asked), "one listing, one settings file, one artefact"
+    assert 3 == len(s3.asked), "one listing, one settings file, one artifact"
     assert model is registry.get(registry.find("mnist-svm", "v0.1.0"))
     assert 3 == len(s3.asked)
     assert registry.find("m9").settings.version is None
@@ -903,7 +903,7 @@ def test_a_load_before_anything_else_hides_no_other_model(make_model: MakeModel)
     assert "b" == registry.find("b").settings.name
 
 
-# ── settings and artefact of one version ────────────────────────────────────────────────
+# ── settings and artifact of one version ────────────────────────────────────────────────
 
 
 def put_version(s3: S3Server, constant: int, folder: str = "m", **parameters: str) -> None:
@@ -924,7 +924,7 @@ def put_version(s3: S3Server, constant: int, folder: str = "m", **parameters: st
 def test_a_model_that_was_replaced_before_its_load_is_loaded_with_its_own_settings(
     s3: S3Server,
 ) -> None:
-    """The digest of the old settings would refuse the new artefact; the new ones do not."""
+    """The digest of the old settings would refuse the new artifact; the new ones do not."""
     put_version(s3, 3)
     registry = opened(f"s3://{BUCKET}")
     entry = registry.find("m")
@@ -1021,13 +1021,13 @@ def test_a_model_larger_than_the_budget_is_served_alone(make_model: MakeModel) -
 def test_versions_that_were_replaced_count_no_more(make_model: MakeModel) -> None:
     """A poll loads beside the old model, which then goes: three fit, and no other has to leave."""
     make_model("other", OTHER)
-    artefact = make_model("m", OTHER) / "m" / "model.joblib"
-    root, budget = artefact.parent.parent, 3 * artefact.stat().st_size + 100
+    artifact = make_model("m", OTHER) / "m" / "model.joblib"
+    root, budget = artifact.parent.parent, 3 * artifact.stat().st_size + 100
     registry = opened(root, model_control_mode="poll", poll_seconds=0, max_model_bytes=budget)
     other = registry.get(registry.find("other"))
     for constant in range(6):
         model = DummyClassifier(strategy="constant", constant=constant).fit([[0.0]], [constant])
-        joblib.dump(model, artefact)
+        joblib.dump(model, artifact)
         assert constant == answer_of(registry)
     assert other is registry.find("other").model
 
@@ -1114,13 +1114,13 @@ def test_an_unload_during_a_prediction_does_not_break_it(make_model: MakeModel) 
 def test_a_swap_under_load_gives_the_old_answer_or_the_new_and_no_error(
     make_model: MakeModel,
 ) -> None:
-    artefact = make_model("m", MODEL) / "m" / "model.joblib"
-    registry = polling(artefact.parent.parent)
-    beside = artefact.with_suffix(".new")
+    artifact = make_model("m", MODEL) / "m" / "model.joblib"
+    registry = polling(artifact.parent.parent)
+    beside = artifact.with_suffix(".new")
     joblib.dump(OTHER, beside)
     with ThreadPoolExecutor(4) as pool:
         running = [pool.submit(lambda: [answer_of(registry) for _ in range(200)]) for _ in range(4)]
-        beside.replace(artefact)
+        beside.replace(artifact)
         answers = {answer for each in running for answer in each.result()}
     assert answers <= {0, 7}
     assert 7 == answer_of(registry)
@@ -1187,4 +1187,4 @@ def test_processes_that_share_a_machine_download_a_model_once_and_load_it_once_e
     assert ["[8]\n"] * 3 == said
     assert [1] * 3 == [each.count("model mnist-svm loaded") for each in lines]
     assert 1 == s3.asked.count(f"GET /{BUCKET}/mnist-svm/mnist-svm.joblib")
-    assert 7 == len(s3.asked), "of each one listing and one settings file, and one artefact"
+    assert 7 == len(s3.asked), "of each one listing and one settings file, and one artifact"

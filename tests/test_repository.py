@@ -121,9 +121,9 @@ def test_a_uri_may_be_absolute(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "sentence"),
     [
-        ("./gone.joblib", "its artefact, gone.joblib, is not in the repository"),
-        ("gone/", "its artefact, gone, is not in the repository"),
-        ("/nowhere/gone/", "its artefact, gone, is not in the repository"),
+        ("./gone.joblib", "its artifact, gone.joblib, is not in the repository"),
+        ("gone/", "its artifact, gone, is not in the repository"),
+        ("/nowhere/gone/", "its artifact, gone, is not in the repository"),
         (
             None,
             "model.joblib or model.pickle or model.pkl or model.skops, is not in the repository",
@@ -141,7 +141,7 @@ def test_a_missing_artefact_is_named_without_its_path(
 
 def test_an_artefact_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(ModelLoadError, match="its artefact cannot be read: Too many levels"):
+    with pytest.raises(ModelLoadError, match="its artifact cannot be read: Too many levels"):
         FolderRepository(str(tmp_path)).fetch(model(tmp_path, "loop"))
 
 

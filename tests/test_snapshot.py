@@ -132,11 +132,11 @@ UNFITTED = DummyClassifier()
 
 @pytest.mark.usefixtures("no_hooks")
 @pytest.mark.parametrize(
-    ("artefact", "sentence"),
+    ("artifact", "message"),
     [
         (b"-corrupt-", "Model m failed to load: the artifact cannot be unpickled"),
         (UNFITTED, "Model m fails on its example request"),
-        (None, "Model m failed to load: its artefact, model.joblib, is not in the repository"),
+        (None, "Model m failed to load: its artifact, model.joblib, is not in the repository"),
         ("no repository", "the model repository cannot be read: No such file or directory"),
         ("no models", "the model repository contains no models"),
     ],
@@ -145,15 +145,15 @@ UNFITTED = DummyClassifier()
 def test_a_snapshot_that_would_not_serve_fails_its_publication_if_the_operator_wants_it(
     make_model: MakeModel,
     monkeypatch: pytest.MonkeyPatch,
-    artefact: object,
-    sentence: str,
+    artifact: object,
+    message: str,
     fail: bool,
 ) -> None:
     monkeypatch.setenv("AWS_LAMBDA_INITIALIZATION_TYPE", "snap-start")
-    root = make_model("m", artefact if not isinstance(artefact, str) else None)
-    if artefact == "no models":
+    root = make_model("m", artifact if not isinstance(artifact, str) else None)
+    if artifact == "no models":
         shutil.rmtree(root / "m")
-    if artefact == "no repository":
+    if artifact == "no repository":
         shutil.rmtree(root)
     settings = Settings(
         model_repository_root=str(root), load_models_at_startup=True, fail_snapshot_on_error=fail
@@ -165,7 +165,7 @@ def test_a_snapshot_that_would_not_serve_fails_its_publication_if_the_operator_w
     with pytest.raises(ModelLoadError) as caught:
         run(hooks.get_before_snapshot())
     assert str(caught.value).startswith("MLSERVERLESS_FAIL_SNAPSHOT_ON_ERROR is set: ")
-    assert sentence in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -125,7 +125,7 @@ class ResolvedTemplate:
         return {key: each for key, each in fields.items() if each != NO_VALUE}
 
     def substitute(self, argument: Any) -> str:
-        """Return the text of a Fn::Sub; what is no parameter stays as `${Name}`."""
+        """Return the text of a Fn::Sub; other names stay as `${Name}`."""
         text, local = (argument, {}) if isinstance(argument, str) else argument
         known = self.parameters | {name: self.resolve(each) for name, each in local.items()}
         return re.sub(r"\$\{([\w.:]+)\}", lambda found: str(known.get(found[1], found[0])), text)

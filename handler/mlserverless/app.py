@@ -24,6 +24,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlserverless import deadline, memory, wire
 from mlserverless.errors import (
+    NO_THREAD_MESSAGE,
+    REPOSITORY_TIMEOUT_MESSAGE,
     AnswerTooLarge,
     BadRequest,
     Forbidden,
@@ -406,7 +408,7 @@ class _Service:
         try:
             return await self._run(request, ask, *arguments)
         except TooSlow as error:
-            raise Unavailable("the model repository takes too long to respond") from error
+            raise Unavailable(REPOSITORY_TIMEOUT_MESSAGE) from error
 
     async def _run(self, request: Request, work: Callable[..., T], *arguments: Any) -> T:
         """What work returns: on another thread, or in the time that the function has left."""
@@ -421,7 +423,7 @@ class _Service:
         try:
             future = self.workers.submit(_by, until, work, *arguments)
         except RuntimeError as error:  # "can't start new thread"
-            raise Unavailable("no thread can be started in the memory of this process") from error
+            raise Unavailable(NO_THREAD_MESSAGE) from error
         try:
             return future.result(seconds)
         except TimeoutError as error:

@@ -22,7 +22,7 @@ _PAUSE: Final = 0.005  # seconds between two looks whether a lock is free
 
 
 class Interrupted(Unavailable):
-    """A download ended early; the bytes that have arrived are right, and it can be continued."""
+    """A download ended early; the bytes that have arrived are correct, and it can be continued."""
 
 
 class Cache:

@@ -123,7 +123,7 @@ def _start(given_root: str | None, host: str | None, port: int | None) -> int:
                 lifespan="off",
                 ws="none",
                 log_config=None,
-                access_log=False,  # the journal's, which says no client's words
+                access_log=False,  # the log handler's entry replaces it, without client data
                 server_header=False,
                 root_path=settings.root_path,
             )
@@ -146,7 +146,7 @@ def _describe_models(
         reason = "" if state.ready else state.reason.removeprefix(f"Model {quote(state.name)} ")
         model = by_key.get((state.name, state.version))
         if not reason and model is not None:
-            reason = doctor.describe_missing_artifact(repository, model)
+            reason = doctor.find_missing_artifact(repository, model)
         if reason:
             label = doctor.label(state.name, state.version)
             failed.append(f"  {label} cannot be served: {doctor.add_hint(reason)}")

@@ -94,7 +94,7 @@ class TrainedInputs(Protocol):
 
 
 class TrainedModel(Protocol):
-    """A loaded model. Its properties are read only by the requests that need them."""
+    """A loaded model. Only requests that need its properties read them."""
 
     @property
     def schema(self) -> TrainedInputs:
@@ -119,8 +119,8 @@ def decode(
     """
     declared = {tensor.name: tensor.content_type for tensor in model.inputs}
     codecs = [_input_codec(tensor, declared.get(tensor.name)) for tensor in request.inputs]
-    named = request.content_type or model.content_type
-    codec = _request_codec(named)
+    content_type = request.content_type or model.content_type
+    codec = _request_codec(content_type)
     if codec == "pd":
         return _table(request.inputs, codecs, body_limit, trained)
     if len(request.inputs) != 1:
@@ -134,7 +134,7 @@ def decode(
     if (
         tensor.datatype == "BYTES"
         and own is None
-        and codec != named  # the request leaves the codec open
+        and codec != content_type  # the request leaves the codec open
         and trained is not None
         and trained.schema.takes_documents
     ):
@@ -444,7 +444,7 @@ def _table(
     schema = None if trained is None else trained.schema
     if schema is not None and schema.takes_documents:
         raise BadRequest(
-            "this model takes a list of strings and no DataFrame: "
+            "this model takes a list of strings, not a DataFrame: "
             'send one input and set content_type to "str"'
         )
     pandas = _pandas()
@@ -589,7 +589,7 @@ def has_rows(value: Any, rows: int) -> bool:
         if (shape[0] if shape else 1) == rows:
             return True
         return len(shape) > 2 and bool(shape[1] == rows)
-    if isinstance(value, tuple):  # a scalar beside arrays, a total say, belongs to no row
+    if isinstance(value, tuple):  # a scalar beside arrays, such as a total, has no rows
         return all(np.ndim(part) == 0 or has_rows(part, rows) for part in value)
     if isinstance(value, list):
         is_per_target = bool(value) and all(isinstance(part, np.ndarray) for part in value)

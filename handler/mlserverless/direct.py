@@ -1,8 +1,8 @@
-"""Direct invocation: an event that is no HTTP request and loads models before they are requested.
+"""Direct invocation: an event that is not an HTTP request loads models before they are requested.
 
 `{"mlserverless": "load"}` loads every model, `{"mlserverless": "load", "models": ["a", "b"]}`
 loads these. An EventBridge schedule, Step Functions or `aws lambda invoke` can send it. An HTTP
-client cannot: what a gateway sends has a `requestContext`, and no key of the client's.
+client cannot: an event of a gateway has a `requestContext`, and a client cannot add keys to it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from typing import Any, Final
 import orjson
 
 from mlserverless import deadline
-from mlserverless.errors import BadRequest, MLServerlessError, Unavailable, quote
+from mlserverless.errors import (
+    NO_THREAD_MESSAGE,
+    REPOSITORY_TIMEOUT_MESSAGE,
+    BadRequest,
+    MLServerlessError,
+    Unavailable,
+    quote,
+)
 from mlserverless.protocol import JSON
 from mlserverless.registry import ModelState, Registry
 
@@ -60,12 +67,12 @@ def load(registry: Registry, event: dict[str, Any], seconds: float | None) -> di
     try:
         thread.start()
     except RuntimeError as error:
-        raise Unavailable("no thread can be started in the memory of this process") from error
+        raise Unavailable(NO_THREAD_MESSAGE) from error
     thread.join(seconds)
     if failure:
         raise failure[0]
     if thread.is_alive() and not states:
-        raise Unavailable("the model repository takes too long to respond")
+        raise Unavailable(REPOSITORY_TIMEOUT_MESSAGE)
     return _response(dict(states))
 
 

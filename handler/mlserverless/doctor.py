@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
@@ -17,7 +16,13 @@ from mlserverless.errors import MLServerlessError, SettingsError, quote
 from mlserverless.package_size import measure_package_size
 from mlserverless.protocol import JSONObject
 from mlserverless.registry import ModelState, Registry
-from mlserverless.repository import WELL_KNOWN, Repository, S3Repository, open_repository
+from mlserverless.repository import (
+    Repository,
+    S3Repository,
+    describe_missing_artifact,
+    locate_artifact,
+    open_repository,
+)
 from mlserverless.settings import (
     CORS_FIELDS,
     MODEL_SETTINGS_FILE,
@@ -256,11 +261,11 @@ _HINTS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
     (re.compile(pattern), hint)
     for pattern, hint in (
         (
-            "is not fitted|not fitted yet|NotFittedError",
+            "is not fitted",
             "call fit before you save it",
         ),
         (
-            r"(?:artefact|artifact), .* is not in the repository",
+            "artifact, .* is not in the repository",
             "copy the file there, or correct parameters.uri in model-settings.json",
         ),
         (
@@ -300,10 +305,6 @@ _HINTS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (
             r"parameters\.extra\.sha256",
             "add the digest that sha256sum prints for the file",
-        ),
-        (
-            r"parameters\.extra\.trusted",
-            "add the types there if you trust them",
         ),
         (
             "more memory",
@@ -374,7 +375,7 @@ def _check_uri(repository: Repository, root: str, model: ModelSettings) -> Itera
         message = f"{name}: parameters.uri is not an S3 location; write {quote(correct)}"
         yield Finding("problem", message)
         return
-    target = _artifact_location(model, model.uri)
+    target = locate_artifact(model)
     if isinstance(repository, S3Repository):
         if not target.startswith(f"{_S3}{repository.bucket}/{repository.prefix}"):
             yield Finding(
@@ -389,7 +390,9 @@ def _check_uri(repository: Repository, root: str, model: ModelSettings) -> Itera
             "layer may not read it; copy the artifact below the model's folder, deploy with "
             "ModelBucket, or extend the role's policy",
         )
-    elif os.path.commonpath([os.path.abspath(root), target]) != os.path.abspath(root):
+    elif os.path.commonpath([os.path.abspath(root), os.path.normpath(target)]) != os.path.abspath(
+        root
+    ):
         yield Finding(
             "warning",
             f"{name}: parameters.uri is outside {root}, and only what is below it is deployed; "
@@ -397,13 +400,13 @@ def _check_uri(repository: Repository, root: str, model: ModelSettings) -> Itera
         )
 
 
-def describe_missing_artifact(repository: Repository, model: ModelSettings) -> str:
+def find_missing_artifact(repository: Repository, model: ModelSettings) -> str:
     """Return why a model that was not loaded yet has nothing to load; "" if nothing is known.
 
     Reads file attributes, or the metadata of an object below the repository's own S3 prefix.
     Other locations are not checked, because they can be slow.
     """
-    target = _artifact_location(model, model.uri or "")
+    target = locate_artifact(model)
     if target.startswith(_S3) and not (
         isinstance(repository, S3Repository)
         and target.startswith(f"{_S3}{repository.bucket}/{repository.prefix}")
@@ -414,23 +417,14 @@ def describe_missing_artifact(repository: Repository, model: ModelSettings) -> s
             return ""
     except MLServerlessError as error:
         return str(error)
-    name = quote(posixpath.basename(target)) if model.uri else " or ".join(WELL_KNOWN)
-    return f"its artifact, {name}, is not in the repository"
-
-
-def _artifact_location(model: ModelSettings, uri: str) -> str:
-    if uri.startswith(_S3):
-        return uri
-    if model.location.startswith(_S3):
-        return _S3 + posixpath.normpath(posixpath.join(model.location.removeprefix(_S3), uri))
-    return os.path.normpath(os.path.join(model.location, uri))
+    return describe_missing_artifact(model)
 
 
 # ── unknown keys ────────────────────────────────────────────────────────────────────────
 
 Known = Mapping[str, frozenset[str]]
 
-# Every key that MLServer 1.7.1 or this server knows, by the path of its JSON object. Both ignore
+# Every key that MLServer 1.7.1 or this server reads, by the path of its JSON object. Both ignore
 # all others. The same fields as in docs/settings.md; a test compares them.
 SERVER_KEYS: Final[Known] = {
     "": frozenset(each.name for each in fields(Settings))

@@ -26,6 +26,9 @@ from collections.abc import Mapping
 
 NAME_LIMIT = 100  # characters of a client's own words that a message repeats
 
+REPOSITORY_TIMEOUT_MESSAGE = "the model repository takes too long to respond"
+NO_THREAD_MESSAGE = "no thread can be started in the memory of this process"
+
 
 class MLServerlessError(Exception):
     """The root: a failure that a client may be told about, in one line."""

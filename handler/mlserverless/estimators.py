@@ -14,9 +14,9 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-MAX_DEPTH: Final = 64  # nested estimators that are looked into
+MAX_DEPTH: Final = 64  # levels of nested estimators that are read
 MAX_CHILDREN: Final = 1_000  # of one ensemble
-MAX_FEATURES: Final = 2**31  # a larger n_features_in_ is not believed
+MAX_FEATURES: Final = 2**31  # a larger n_features_in_ is ignored
 
 
 def get(thing: Any, name: str) -> Any:
@@ -170,7 +170,7 @@ def _nested(value: Any) -> list[Any]:
     if not isinstance(value, list | tuple):
         return []
     flat = [part for each in value[:MAX_CHILDREN] for part in _unpack(each)]
-    # the trees of a forest know nothing of columns
+    # the trees of a forest record nothing about columns
     return [each for each in flat if not isinstance(each, str) and get(each, "tree_") is None]
 
 

@@ -173,7 +173,7 @@ def refusal(event: object) -> Answer:
     """
     answer = failure(
         BadRequest(
-            "this event is no HTTP request; send one of the V2 routes, or "
+            "this event is not an HTTP request; send one of the V2 routes, or "
             '{"mlserverless": "load"} to load the models'
         )
     )

@@ -26,7 +26,7 @@ from mlserverless.settings import ModelSettings, Settings
 
 log = logging.getLogger(__name__)
 
-SKLEARN_VERSION_KEY: Final = "_sklearn_version"  # where an estimator's state keeps it
+SKLEARN_VERSION_KEY: Final = "_sklearn_version"  # its key in an estimator's state
 # `_sklearn_version` in the bytes of a pickle: the key, an optional memoize opcode, a string opcode
 # with its length, the version.
 PICKLED_VERSION_PATTERN: Final = re.compile(
@@ -37,8 +37,8 @@ CHUNK_BYTES: Final = 1 << 20
 CHUNK_OVERLAP_BYTES: Final = 64  # so that a match across two chunks is found
 MAX_SEARCHED_BYTES: Final = 1 << 30  # of a pickle that failed; a small file may unpack to more
 MAX_LISTED_TYPES: Final = 20
-# The only words of an exception that are repeated: names of modules, types, attributes and
-# libraries. The rest may hold a path of the server.
+# Messages repeat only these parts of an exception: names of modules, types, attributes and
+# libraries. The rest may contain a path of the server.
 MISSING_NAME_PATTERNS: Final = (
     re.compile(r"attribute '(?P<name>[\w.<>]+)' on <module '(?P<module>[\w.]+)'"),
     re.compile(r"[mM]odule '?(?P<module>[\w.]+)'? has no attribute '(?P<name>[\w.<>]+)'"),
@@ -48,7 +48,7 @@ MISSING_ATTRIBUTE_PATTERN: Final = re.compile(r"'([\w.]+)' object has no attribu
 TRUNCATED_PATTERN: Final = re.compile(r"truncated|exhausted|ended before")
 SHARED_LIBRARY_PATTERN: Final = re.compile(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object")
 
-# What a file that is no pickle begins with, and what to tell its owner.
+# The first bytes of files that are not pickles, with what is wrong and what to do.
 _FOREIGN_FORMATS: Final = (
     (
         b"version https://git-lfs",
@@ -76,7 +76,7 @@ def load(artefact: Artefact, settings: ModelSettings, server: Settings) -> Model
     """Load a model. Raises ModelLoadError with the reason; closes `artefact.file`.
 
     With `parameters.extra.sha256`, the digest is verified before anything is executed. A `.skops`
-    file is never unpickled: skops builds the types that it, or the operator, trusts.
+    file is never unpickled: skops creates only objects of types that it or the operator trusts.
     """
     with artefact.file as file, _record_sklearn_versions() as saved_by:
         verified = _verify_digest(file, settings.sha256, server.require_sha256)
@@ -123,7 +123,7 @@ def _verify_digest(file: BinaryIO, expected: str | None, required: bool) -> Bina
 
 
 def _unpickle(file: BinaryIO) -> Any:
-    import joblib  # noqa: PLC0415 - most of a cold start's time is this import
+    import joblib  # noqa: PLC0415 - this import takes most of a cold start's time
 
     try:
         return joblib.load(file)
@@ -134,7 +134,7 @@ def _unpickle(file: BinaryIO) -> Any:
 
 
 def _unpickling_error(error: BaseException, file: BinaryIO) -> ModelLoadError:
-    """Say why unpickling failed: a dependency that is missing, or a file that is no pickle."""
+    """Say why unpickling failed: a dependency is missing, or the file is not a pickle."""
     if isinstance(error, ImportError | AttributeError):
         return _missing_dependency_error(error)
     library = SHARED_LIBRARY_PATTERN.search(str(error)) if isinstance(error, OSError) else None
@@ -161,11 +161,11 @@ def _missing_library_error(name: str) -> ModelLoadError:
 
 def _missing_dependency_error(error: ImportError | AttributeError) -> ModelLoadError:
     """Name the module or the attribute that a pickle needs, and where it can come from."""
-    words = str(error)
-    library = SHARED_LIBRARY_PATTERN.search(words)
+    text = str(error)
+    library = SHARED_LIBRARY_PATTERN.search(text)
     if library is not None:
         return _missing_library_error(library[1])
-    matches = (pattern.search(words) for pattern in MISSING_NAME_PATTERNS)
+    matches = (pattern.search(text) for pattern in MISSING_NAME_PATTERNS)
     found = next((match for match in matches if match), None)
     if found is not None:
         if found["module"] == "__main__":
@@ -180,7 +180,7 @@ def _missing_dependency_error(error: ImportError | AttributeError) -> ModelLoadE
             f"the artifact needs the Python module {quote(module)}, which is not installed: add "
             "the package that contains it to the scikit-learn layer"
         )
-    attribute = MISSING_ATTRIBUTE_PATTERN.search(words)
+    attribute = MISSING_ATTRIBUTE_PATTERN.search(text)
     if attribute is not None:
         return ModelLoadError(
             f"the artifact cannot be unpickled: its {quote(attribute[1])} has no attribute "

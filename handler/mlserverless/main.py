@@ -101,7 +101,7 @@ class Door:
             return events.failure(error)
         except MemoryError:
             return events.failure(TooLarge("this request needs more memory than there is"))
-        except Exception as error:  # noqa: BLE001 - Lambda would make a 502 of it
+        except Exception as error:  # noqa: BLE001 - Lambda would return a 502
             return events.failure(internal_error(line, error))
 
     def _applied(self, event: events.Event, context: Any) -> events.Answer:
@@ -172,22 +172,22 @@ class _Refusal:
 
 
 class _Restart:
-    """The handler of a process whose start failed unforeseen: each request tries again."""
+    """The handler of a process that failed to start unexpectedly: each request tries again."""
 
     def __init__(self, settings: Settings, journal: Journal) -> None:
         self.settings = settings
         self.journal = journal
-        self.door: Door | None = None
+        self.handler: Door | None = None
 
     def __call__(self, event: Any, context: Any) -> events.Answer:
         """Make the handler and call it; respond with 500 if it cannot be made. Never raises."""
-        if self.door is None:
+        if self.handler is None:
             try:
-                self.door = Door(self.settings, self.journal)
-            except Exception as error:  # noqa: BLE001 - Lambda would make a 502 of it
+                self.handler = Door(self.settings, self.journal)
+            except Exception as error:  # noqa: BLE001 - Lambda would return a 502
                 line = Line(_ids(event, context))
                 return _respond_with(internal_error(line, error), event, line, self.journal)
-        return self.door(event, context)
+        return self.handler(event, context)
 
 
 def _respond_with(

@@ -491,7 +491,7 @@ def _slice_places(columns: slice, names: list[str] | None, count: int) -> list[i
 
 
 class _Marker:
-    """Stands for the values of some columns; its attributes, items and calls are itself."""
+    """Placeholder for the values of columns; its attributes, items and results are itself."""
 
     def __init__(self, places: frozenset[int]) -> None:
         self.places = places
@@ -517,7 +517,7 @@ class _Marker:
 
 
 class _MarkedFrame:
-    """Stands for a DataFrame whose columns are markers."""
+    """Placeholder for a DataFrame; its columns are markers."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._markers = {name: _Marker(frozenset([i])) for i, name in enumerate(names)}
@@ -553,7 +553,7 @@ def _starts_with_vectorizer(step: Any) -> bool:
 def _select_text(step: Any, sources: _Sources, names: Sequence[str]) -> _Sources | None:
     """Return the columns that a function, or a user's class, hands to a text vectorizer.
 
-    Only running it can tell: it is called with a stand-in for a DataFrame.
+    The function must run to show which, so it is called with a placeholder for a DataFrame.
     """
     if len(names) != len(sources):
         return None

@@ -91,7 +91,7 @@ def _other_python_error(version: str) -> ModelLoadError:
 def has_instruction_set(
     code: bytes, resume: int, caches: Mapping[int, int], unknown: int = 0
 ) -> bool:
-    """Whether bytecode has RESUME and all CACHE entries where this instruction set puts them.
+    """Return whether bytecode has RESUME and all CACHE entries of this instruction set.
 
     `unknown` is the count for an instruction that `caches` lacks; -1 if no such one exists.
     """

@@ -201,7 +201,7 @@ def _find_estimators(value: Any) -> list[Any]:
     # a forest has thousands of trees, and they have no steps
     if module.startswith("sklearn.tree") or not hasattr(value, "__dict__"):
         return []
-    # the wrapper of each fold in CalibratedClassifierCV is no estimator
+    # the wrapper of each fold in CalibratedClassifierCV is not an estimator
     is_part = hasattr(value, "get_params") or type(value).__name__ == "_CalibratedClassifier"
     return [value] if is_part and not isinstance(value, type) else []
 
@@ -212,7 +212,7 @@ def _find_estimators(value: Any) -> list[Any]:
 def read_keyword_arguments(output: RequestOutput, allowed: Sequence[str]) -> dict[str, Any]:
     """Return those of an output's parameters that the model's settings allow.
 
-    Raises BadRequest for a value that is no boolean, number or string.
+    Raises BadRequest for a value that is not a boolean, a number or a string.
     """
     found = {name: output.parameters[name] for name in allowed if name in output.parameters}
     for name, value in found.items():

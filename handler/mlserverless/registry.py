@@ -23,6 +23,7 @@ from weakref import WeakSet
 from mlserverless import deadline
 from mlserverless.collector import paused
 from mlserverless.errors import (
+    REPOSITORY_TIMEOUT_MESSAGE,
     MLServerlessError,
     ModelLoadError,
     NotFound,
@@ -47,7 +48,7 @@ RETRY_AFTER: Final = 30.0  # seconds until a load that failed for good is tried 
 _AGAIN: Final = 600.0  # the same, of what should take the place of a model that serves
 _PATIENCE: Final = 2.0  # seconds that a request waits for a poll, which then goes on without it
 
-_TOO_LONG: Final = "the model repository takes too long to respond"
+_NO_MEMORY: Final = "the model repository needs more memory than there is"
 
 
 class ModelState(NamedTuple):
@@ -91,7 +92,7 @@ class Entry:
 
     @cached_property
     def order(self) -> SortKey:
-        """Its place among the versions of its model; the highest is the default."""
+        """The sort key of its version; the highest version of a model is the default."""
         return sort_key(self.version)
 
     @property
@@ -101,7 +102,7 @@ class Entry:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether it is in memory, or was and had to leave for others."""
+        """Whether it is in memory, or was evicted and will be loaded by the next request."""
         if self.unloaded:
             return False
         return self.model is not None or (self.evicted and not self.failed)
@@ -230,10 +231,10 @@ class Registry:
     def _locked(self) -> Iterator[None]:
         """Hold the lock, under which another request may wait for S3.
 
-        Raises Unavailable when it is not free in the time that this request has left.
+        Raises Unavailable if it is not free in the time that this request has left.
         """
         if not self._lock.acquire(timeout=deadline.left(threading.TIMEOUT_MAX)):
-            raise Unavailable(_TOO_LONG)
+            raise Unavailable(REPOSITORY_TIMEOUT_MESSAGE)
         try:
             yield
         finally:
@@ -245,7 +246,7 @@ class Registry:
             with _map_repository_errors():
                 return self._repository.models(wanted)
         except MemoryError as error:
-            raise Unavailable("the model repository needs more memory than there is") from error
+            raise Unavailable(_NO_MEMORY) from error
 
     def _found_early(self, name: str, version: str | None) -> Entry | None:
         """A cold start's way to one model: what the others are costs it nothing.
@@ -257,7 +258,9 @@ class Registry:
             if entry is None and self._models is None:
                 found = self._scan((name, version))
                 is_wanted = [(name, version)] == [(each.name, each.version) for each in found]
-                if is_wanted and found[0].problem:  # another folder of that name may be well
+                if (
+                    is_wanted and found[0].problem
+                ):  # another folder with that name may have valid settings
                     found, is_wanted = self._scan(), False
                 if is_wanted:
                     entry = self._early.setdefault(name, {})[version] = Entry(found[0])
@@ -317,7 +320,7 @@ class Registry:
             finally:
                 self._looking.release()
         else:
-            raise Unavailable(_TOO_LONG)
+            raise Unavailable(REPOSITORY_TIMEOUT_MESSAGE)
 
     def _keep(self, fresh: Models) -> Models:
         """Take what was found; what serves stays as it is, and so does what is unchanged."""
@@ -409,7 +412,7 @@ class Registry:
         except ModelLoadError:  # the load that follows fails with it, logs it and counts it
             return ""
         except MemoryError as error:
-            raise Unavailable("the model repository needs more memory than there is") from error
+            raise Unavailable(_NO_MEMORY) from error
 
     def _load_new(self, fresh: Versions, known: Versions) -> None:
         """Load the versions that are new beside one that serves: it is the default until then.
@@ -428,7 +431,7 @@ class Registry:
                 continue  # it has been logged where it happened, and the index says so
             except MLServerlessError as error:
                 log.warning("%s", error)
-                # not the default, but there: a request for it tries at once
+                # it exists but is not the default; a request for it loads it at once
                 entry.failure, entry.failed_at = _bare(error), -math.inf
 
     # ── loading ─────────────────────────────────────────────────────────────────────────
@@ -508,7 +511,7 @@ class Registry:
 
     def _fetch(self, entry: Entry) -> Artefact:
         """The artefact that lay beside the settings; these are read again when it is another."""
-        if entry.failure is not None:  # its settings and their listing are older than the failure
+        if entry.failure is not None:  # the settings and listing were read before the failure
             entry.settings = self._reread(entry.settings)
         for _ in range(_REREADS):
             try:
@@ -607,7 +610,7 @@ class Registry:
     def rescan_at_next_request(self) -> None:
         """Let the next request scan the repository and retry what failed.
 
-        For a process that was restored from a snapshot: the times that it noted are of another one.
+        For a process that was restored from a snapshot: its recorded times are of another process.
         """
         self._looked_at = -math.inf
         for entry in _entries(self._early if self._models is None else self._models):
@@ -664,9 +667,9 @@ class Registry:
 
 @contextmanager
 def _map_repository_errors() -> Iterator[None]:
-    """Turn what a repository raises unforeseen into RepositoryError or Unavailable.
+    """Turn an unexpected exception of a repository into RepositoryError or Unavailable.
 
-    Unavailable where the process lacks something that it may have again: a thread, a file.
+    It is Unavailable if a resource of the process may become free again: a thread, a file.
     """
     try:
         yield
@@ -691,9 +694,9 @@ def _entries(models: Models) -> list[Entry]:
 def _group(found: Iterable[ModelSettings]) -> Models:
     """Return one new entry for each name and version.
 
-    Of several folders with the same, those whose settings can be served come first, then those
-    whose path contains the model's name, then the order of `found`. The search for a single model
-    finds the same one, though it does not read the others.
+    Several folders may declare the same name and version. Folders whose settings can be served
+    come first, then those whose path contains the model's name, then the order of `found`. The
+    search for a single model finds the same folder, though it does not read the others.
     """
     same: dict[tuple[str, str | None], list[ModelSettings]] = {}
     for settings in found:

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Final, NamedTuple, Protocol, TypeVar
 from mlserverless import deadline
 from mlserverless.cache import Cache, Interrupted
 from mlserverless.errors import (
+    NO_THREAD_MESSAGE,
     MLServerlessError,
     ModelLoadError,
     Replaced,
@@ -53,9 +54,11 @@ _HANG_UP_SECONDS: Final = 0.2  # for the last bytes of a connection that was shu
 _MAX_LISTING_THREADS: Final = 16
 _MAX_LISTING_THREADS_BELOW_1_GB: Final = 4  # RLIMIT_DATA counts 8 MB for each thread's stack
 _LISTINGS: Final = 3  # tries to read settings that are being replaced
-_CHUNK_BYTES: Final = 65_536  # of a body; a slow connection delivers at least these
+_CHUNK_BYTES: Final = (
+    65_536  # of a body in one read; small, so that a slow connection shows progress
+)
 _TOO_LONG: Final = "S3 takes too long to respond"
-_MAX_PARTIAL_DOWNLOADS: Final = 4  # that are retained in memory, where there is no cache
+_MAX_PARTIAL_DOWNLOADS: Final = 4  # retained in memory if there is no cache
 
 # What S3 says, and whose move it is. Anything else goes by its HTTP status.
 _NOT_THERE: Final = frozenset({"NoSuchKey", "404", "NotFound"})
@@ -159,7 +162,7 @@ class _Sources(ABC):
         return [self._read(place, listing) for place in places]
 
     def models(self, wanted: Wanted | None = None) -> list[ModelSettings]:
-        """Every model below the root, else the one that MLSERVER_MODEL_* variables describe."""
+        """Return the models below the root, else the one that MLSERVER_MODEL_* describes."""
         places, listing = self._places()
         if not places:
             alone = ModelSettings.from_environment(self.root)
@@ -186,7 +189,7 @@ class _Sources(ABC):
         """What the model's `uri` names, wherever that is; see Repository."""
         if model.problem:
             raise ModelLoadError(model.problem)
-        target = self._target(model)
+        target = locate_artifact(model)
         candidates = self._candidates(target, model)
         if target.startswith(_S3):
             found = self._download(candidates, model.listing)
@@ -202,14 +205,11 @@ class _Sources(ABC):
             raise Replaced(f"{MODEL_SETTINGS_FILE} is being replaced")
         if found is not None:
             return found
-        wanted = (
-            quote(posixpath.basename(target.rstrip("/"))) if model.uri else " or ".join(WELL_KNOWN)
-        )
-        raise ModelLoadError(f"its artefact, {wanted}, is not in the repository")
+        raise ModelLoadError(describe_missing_artifact(model))
 
     def stamp(self, model: ModelSettings) -> str:
         """The stamp of what `fetch` would open; see Repository."""
-        target = self._target(model)
+        target = locate_artifact(model)
         candidates = self._candidates(target, model)
         if target.startswith(_S3):
             found = self._find_stored(candidates, model.listing)
@@ -218,7 +218,7 @@ class _Sources(ABC):
 
     def forget(self, model: ModelSettings) -> None:
         """Close and delete the downloaded artifact; see Repository."""
-        target = self._target(model)
+        target = locate_artifact(model)
         if self._cache is not None and target.startswith(_S3):
             for uri in self._candidates(target, model):
                 self._cache.forget(self._cache_key(uri))
@@ -319,9 +319,7 @@ class _Sources(ABC):
         try:
             thread.start()
         except RuntimeError as error:
-            raise Unavailable(
-                "S3 cannot be called: no thread can be started in the memory of this process"
-            ) from error
+            raise Unavailable(f"S3 cannot be called: {NO_THREAD_MESSAGE}") from error
         left = deadline.left(MAX_CALL_SECONDS)
         # the rest of the time is for the error, which must reach the client
         end = time.monotonic() + left - min(left / 4, 2 * _HANG_UP_SECONDS)
@@ -345,16 +343,6 @@ class _Sources(ABC):
         raise value if in_time else Unavailable(_TOO_LONG)
 
     @staticmethod
-    def _target(model: ModelSettings) -> str:
-        base, uri = model.location, model.uri or ""
-        if uri.startswith(_S3) or os.path.isabs(uri):
-            return uri
-        if base.startswith(_S3):
-            bucket, key = split_s3(base)
-            return f"{_S3}{bucket}/{_joined(key, uri)}"
-        return os.path.normpath(os.path.join(base, uri))
-
-    @staticmethod
     def _candidates(target: str, model: ModelSettings) -> list[str]:
         """The artefact itself, or the well-known files of a folder."""
         target = target.rstrip("/")
@@ -364,6 +352,27 @@ class _Sources(ABC):
             is_folder = model.uri is None or model.uri.endswith(("/", "."))
             return inside if is_folder else [target, *inside]
         return inside if os.path.isdir(target) else [target]
+
+
+def locate_artifact(model: ModelSettings) -> str:
+    """Return the path, or the `s3://bucket/key` URI, that a model's settings name.
+
+    Without a `uri` it is the model's folder.
+    """
+    base, uri = model.location, model.uri or ""
+    if uri.startswith(_S3) or os.path.isabs(uri):
+        return uri
+    if base.startswith(_S3):
+        bucket, key = split_s3(base)
+        return f"{_S3}{bucket}/{_joined(key, uri)}"
+    return os.path.normpath(os.path.join(base, uri))
+
+
+def describe_missing_artifact(model: ModelSettings) -> str:
+    """Return the message for a model whose artifact does not exist, without its folder."""
+    name = posixpath.basename(locate_artifact(model).rstrip("/"))
+    wanted = quote(name) if model.uri else " or ".join(WELL_KNOWN)
+    return f"its artifact, {wanted}, is not in the repository"
 
 
 def _joined(key: str, uri: str) -> str:
@@ -390,7 +399,7 @@ def _open(path: str) -> Artefact | None:
         return None
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "its uri is no path"
-        raise ModelLoadError(f"its artefact cannot be read: {why}") from error
+        raise ModelLoadError(f"its artifact cannot be read: {why}") from error
 
 
 def _stamp_of(path: str) -> str:
@@ -420,7 +429,7 @@ class FolderRepository(_Sources):
 
     def _read(self, place: str, _: Listing) -> ModelSettings:
         folder = os.path.normpath(os.path.join(self.root, place))
-        # a name of a folder may be no UTF-8, that of a model is written as JSON
+        # a folder's name may not be valid UTF-8, but a model's name is written as JSON
         name = os.fsencode(os.path.basename(folder)).decode("utf-8", "backslashreplace")
         try:
             with open(os.path.join(folder, MODEL_SETTINGS_FILE), "rb") as file:
@@ -618,7 +627,7 @@ class S3:
         """Write an object's bytes to `file`, from its position on: a file may hold the first ones.
 
         Raises Replaced if the object is not the listed one, Unavailable if S3 sends too few bytes
-        or too many. What was written until then is right.
+        or too many. What was written until then is correct.
         """
         bucket, key = split_s3(uri)
         call, offset = _current_call(), file.tell()
@@ -646,7 +655,7 @@ class S3:
     def describe(self, uri: str) -> Stored | None:
         """Return ETag and size of an object, or None if it does not exist.
 
-        By GET of one byte: an error of HEAD has no body, and so no code.
+        It requests one byte by GET, because an error response to HEAD has no body and no code.
         """
         bucket, key = split_s3(uri)
         with self._asking(bucket):

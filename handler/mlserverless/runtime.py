@@ -35,7 +35,7 @@ METHODS: Final = (
 )
 # What an estimator raises when it is the data of this request that it cannot take.
 _REFUSALS: Final = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-# With those that say that the estimator's code cannot run, whatever the data is.
+# Also the errors of code that cannot run with any data.
 _EXPLAINED: Final = (*_REFUSALS, ImportError, NameError, OSError)
 _NO_ARGUMENTS: Final[Mapping[str, Any]] = MappingProxyType({})
 # PatchExtractor returns several patches for each image.
@@ -204,7 +204,7 @@ class Model:
         return own
 
     def _fit_rows(self, name: str, value: Any, request: InferenceRequest, rows: int) -> Any:
-        """Return a result that has not one row for each of `rows`, if that is right.
+        """Return a result whose rows do not match the request, in the right shape if it is valid.
 
         Raises PredictionError or BadRequest otherwise.
         """

@@ -447,7 +447,7 @@ def seconds_of_init() -> float:
     """Return the seconds that loading models may wait for S3 in INIT; no bound outside Lambda.
 
     Lambda ends INIT after 10 s, with provisioned concurrency or SnapStart after 130 s. The rest of
-    that time is for imports and unpickling. What is not loaded by then, the first request loads.
+    that time is for imports and unpickling. The first request loads the models that are missing.
     Source: https://docs.aws.amazon.com/lambda/latest/dg/lambda-runtime-environment.html
     """
     initialization = os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE")
@@ -467,7 +467,7 @@ def limit_threads() -> None:
     processors = max(1, (memory_of_function() or 0) // 1769)
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(variable, str(processors))
-    os.environ.setdefault("JOBLIB_MULTIPROCESSING", "0")
+    disable_worker_processes()
 
 
 def disable_worker_processes() -> None:

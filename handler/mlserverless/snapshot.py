@@ -66,7 +66,7 @@ def _try_example(model: Model) -> str | None:
 
 
 def renew(registry: Registry) -> None:
-    """Drop connections that ended long ago, old times, and randomness that others have too."""
+    """Reset what restored processes must not share: connections, scan times and random states."""
     registry.reconnect()
     registry.rescan_at_next_request()
     random.seed()

@@ -130,7 +130,7 @@ def _rank(word: str, after_number_and_hyphen: bool, in_pre_release: bool) -> int
 
 
 def _close_run(parts: list[Part], numbers: int, next_rank: int) -> None:
-    """Make equal what is equal: 1.0 and 1; 1.0rc and 1.0rc0, where no other word follows."""
+    """End a run of numbers so that 1.0 equals 1, and 1.0rc equals 1.0rc0 if no word follows."""
     while numbers > 1 and parts[-1] == _ZERO:
         parts.pop()
         numbers -= 1
