@@ -154,7 +154,7 @@ def test_an_interrupted_download_is_continued_by_this_process_and_others(tmp_pat
     assert descriptors + 2 == len(os.listdir("/proc/self/fd")), "each holds the file once"
 
 
-def test_of_another_version_nothing_is_continued(tmp_path: Path) -> None:
+def test_a_download_of_another_version_is_not_continued(tmp_path: Path) -> None:
     cache = Cache(str(tmp_path))
     with pytest.raises(Interrupted):
         read(cache, interrupt(100))
@@ -214,7 +214,7 @@ def test_what_a_dead_process_has_left_of_a_download_is_not_continued(
     assert 1 == download.times
 
 
-def test_what_is_forgotten_is_downloaded_again(tmp_path: Path) -> None:
+def test_a_deleted_file_is_downloaded_again(tmp_path: Path) -> None:
     cache, download = Cache(str(tmp_path)), Download()
     cache.forget("model")
     descriptors = len(os.listdir("/proc/self/fd"))

@@ -374,7 +374,7 @@ def test_two_folders_with_the_same_name_and_version_are_a_problem(
 # ── where artifacts are ─────────────────────────────────────────────────────────────────
 
 
-def test_an_artifact_outside_the_root_is_a_warning_and_no_problem(
+def test_an_artifact_outside_the_root_is_a_warning_not_a_problem(
     capsys: pytest.CaptureFixture[str], make_model: MakeModel, s3: S3Server, tmp_path: Path
 ) -> None:
     put_artifact(s3, "elsewhere/m.joblib")

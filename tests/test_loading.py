@@ -125,7 +125,7 @@ def test_a_server_may_refuse_models_without_a_digest() -> None:
 @pytest.mark.parametrize(
     "stop", [KeyboardInterrupt, GeneratorExit, SystemExit, StopIteration, RecursionError]
 )
-def test_nothing_that_a_pickle_raises_gets_further(stop: type[BaseException]) -> None:
+def test_an_exception_from_a_pickle_is_a_model_load_error(stop: type[BaseException]) -> None:
     with pytest.raises(ModelLoadError, match=rf"cannot be unpickled \({stop.__name__}\)"):
         load(pickle.dumps(Raising(stop)))
 
@@ -264,7 +264,7 @@ def test_another_minor_version_is_refused_by_a_message_that_names_both() -> None
         ("1.2.3", Settings(allow_version_mismatch=True)),
     ],
 )
-def test_a_patch_version_or_an_owner_who_allows_it_gets_a_warning(
+def test_another_patch_version_or_an_allowed_mismatch_is_a_warning(
     version: str, server: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):

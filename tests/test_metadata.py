@@ -40,7 +40,7 @@ from test_imports import fitted
 pytestmark = pytest.mark.filterwarnings("ignore")  # scikit-learn's own, of tiny data
 
 
-def door_of(root: Path) -> Door:
+def open_handler(root: Path) -> Door:
     return through(main.Door(Settings(model_repository_root=str(root))), http_api)
 
 
@@ -48,11 +48,11 @@ def folder_name(name: str) -> str:
     return name.replace(" ", "-")
 
 
-def example_on_the_page(door: Door, name: str) -> Any:
+def example_on_the_page(handler: Door, name: str) -> Any:
     """The request that the page's form holds, and the one in the OpenAPI document."""
-    page = door("GET", f"/v2/models/{name}/docs")
+    page = handler("GET", f"/v2/models/{name}/docs")
     assert 200 == page.status, page.body
-    document = door("GET", f"/v2/models/{name}/docs/dataplane.json").json
+    document = handler("GET", f"/v2/models/{name}/docs/dataplane.json").json
     operation = document["paths"][f"/v2/models/{name}/infer"]["post"]
     example = operation["requestBody"]["content"]["application/json"].get("example")
     form = re.search(r"<textarea[^>]*>(.*)</textarea>", page.body.decode(), re.DOTALL)
@@ -82,12 +82,12 @@ def mismatch(promised: Any, real: Any) -> bool:
     )
 
 
-def check(door: Door, name: str) -> list[Any]:
+def check(handler: Door, name: str) -> list[Any]:
     """What of a model's metadata and docs is not as a real response has it."""
-    found = door("GET", f"/v2/models/{name}")
+    found = handler("GET", f"/v2/models/{name}")
     assert 200 == found.status, (name, found.body)
     promised = found.json
-    example = example_on_the_page(door, name)
+    example = example_on_the_page(handler, name)
     if example is None:
         return ["no example"]
     assert [each["name"] for each in promised["inputs"]] == [
@@ -99,11 +99,11 @@ def check(door: Door, name: str) -> list[Any]:
             faults.append(("values", sent))
         if (tensor["datatype"] == "BYTES") != all(isinstance(each, str) for each in sent["data"]):
             faults.append(("strings", sent))
-    response = door("POST", f"/v2/models/{name}/infer", json.dumps(example).encode())
+    response = handler("POST", f"/v2/models/{name}/infer", json.dumps(example).encode())
     assert 200 == response.status, (name, response.body)
     for output in promised["outputs"]:
         request = {**with_rows(example, 3), "outputs": [{"name": output["name"]}]}
-        response = door("POST", f"/v2/models/{name}/infer", json.dumps(request).encode())
+        response = handler("POST", f"/v2/models/{name}/infer", json.dumps(request).encode())
         if response.status != 200:
             faults.append((output["name"], response.status))
             continue
@@ -134,28 +134,28 @@ def estimators_of_sklearn(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if any(callable(getattr(estimator, method, None)) for method in METHODS):
             put_model(root, name, estimator)
             known[name] = estimator
-    return known, door_of(root)
+    return known, open_handler(root)
 
 
 def test_every_estimator_of_scikit_learn_is_as_its_metadata_and_its_docs_say(
     estimators_of_sklearn: Any,
 ) -> None:
-    known, door = estimators_of_sklearn
+    known, handler = estimators_of_sklearn
     assert len(known) > 180
-    faults = {name: check(door, name) for name in known}
+    faults = {name: check(handler, name) for name in known}
     wrong = {name: each for name, each in faults.items() if each and name not in EXPECTED_FAULTS}
     assert {} == wrong
     assert all(faults[name] for name in EXPECTED_FAULTS)
 
 
 def test_every_classifier_of_scikit_learn_lists_its_labels(estimators_of_sklearn: Any) -> None:
-    known, door = estimators_of_sklearn
+    known, handler = estimators_of_sklearn
     listed = 0
     for name, estimator in known.items():
         classes = getattr(estimator, "classes_", None)
         if not isinstance(classes, np.ndarray):
             continue
-        for output in door("GET", f"/v2/models/{name}").json["outputs"]:
+        for output in handler("GET", f"/v2/models/{name}").json["outputs"]:
             if output["name"] in ("predict_proba", "predict_log_proba", "decision_function"):
                 assert classes.tolist() == output["parameters"]["classes"], name
                 listed += 1
@@ -170,7 +170,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Door:
     with threadpool_limits(1):
         for name, (fit, _) in COMPOSED.items():
             put_model(root, folder_name(name), fit())
-    return door_of(root)
+    return open_handler(root)
 
 
 @pytest.mark.parametrize("name", COMPOSED)
@@ -360,7 +360,7 @@ def test_an_imputer_passes_its_columns_on_without_those_that_were_empty() -> Non
     assert "a" == columns["city"].example
 
 
-def test_samplers_are_passed_over() -> None:
+def test_samplers_are_skipped() -> None:
     class Sampler(BaseEstimator):
         def fit_resample(self) -> None: ...
 
@@ -570,7 +570,7 @@ def test_declared_inputs_and_outputs_win_wholly(tmp_path: Path) -> None:
         "outputs": [{"name": "predict", "datatype": "FP32", "shape": [-1]}],
     }
     put_model(tmp_path, "m", LogisticRegression().fit(TABLE[["age"]], YES_NO), **declared)
-    found = door_of(tmp_path)("GET", "/v2/models/m").json
+    found = open_handler(tmp_path)("GET", "/v2/models/m").json
     assert declared == {"inputs": found["inputs"], "outputs": found["outputs"]}
 
 
@@ -703,9 +703,9 @@ def test_an_example_of_more_values_than_the_limit_is_not_made() -> None:
 def test_a_page_leaves_out_an_example_that_it_cannot_carry(tmp_path: Path) -> None:
     estimator, count = LinearRegression(), 200_000
     estimator.coef_, estimator.intercept_, estimator.n_features_in_ = np.zeros(count), 0.0, count
-    door = door_of(put_model(tmp_path, "m", estimator))
-    assert example_on_the_page(door, "m") is None
-    assert b"input-0 FP64 [-1, 200000]" in door("GET", "/v2/models/m/docs").body
+    handler = open_handler(put_model(tmp_path, "m", estimator))
+    assert example_on_the_page(handler, "m") is None
+    assert b"input-0 FP64 [-1, 200000]" in handler("GET", "/v2/models/m/docs").body
 
 
 def test_modules_of_metadata_import_neither_scikit_learn_nor_pandas() -> None:

@@ -75,7 +75,7 @@ def test_models_that_are_not_built_yet_count_instead_of_the_built_ones(tmp_path:
 
 
 @pytest.mark.parametrize("missing", ["Function", "SklearnLayer", ""])
-def test_libraries_that_are_not_built_yet_are_estimated_and_that_is_said(
+def test_libraries_that_are_not_built_yet_are_estimated_and_the_message_states_it(
     tmp_path: Path, missing: str
 ) -> None:
     built = put_build(tmp_path / "build", models_bytes=1)

@@ -43,26 +43,31 @@ def test_every_command_is_one_that_something_runs() -> None:
     assert by_ci <= set((ROOT / ".ci" / "run").read_text().splitlines())
 
 
-def test_make_serve_serves_asks_and_shows_and_the_documented_client_is_answered() -> None:
-    port = str(free_port())
-    with subprocess.Popen(
+def start_make_serve(port: str, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    """Start `make serve` as the leader of a new process group."""
+    return subprocess.Popen(
         ["make", "serve"],
         cwd=ROOT,
         env={**os.environ, "MLSERVER_HTTP_PORT": port},
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         text=True,
         start_new_session=True,
-    ) as serving:
+    )
+
+
+def test_make_serve_serves_asks_and_shows_and_the_documented_client_is_answered() -> None:
+    port = str(free_port())
+    with start_make_serve(port) as serving:
         assert serving.stdout is not None
         try:
-            said = ""
-            while "predict: 8\n" not in said:
+            output = ""
+            while "predict: 8\n" not in output:
                 line = serving.stdout.readline()
-                assert line, said
-                said += line
-            assert f"serving 1 model(s) of models/mnist-svm on http://127.0.0.1:{port}" in said
-            assert '"data":[8]' in said
+                assert line, output
+                output += line
+            assert f"serving 1 model(s) of models/mnist-svm on http://127.0.0.1:{port}" in output
+            assert '"data":[8]' in output
             client, _ = blocks("python")
             done = subprocess.run(
                 [sys.executable, "-c", client.replace("8080", port)],
@@ -118,18 +123,10 @@ def test_make_serve_sends_nothing_to_another_program_on_its_port(
     other_program: tuple[str, list[str]],
 ) -> None:
     port, paths = other_program
-    with subprocess.Popen(
-        ["make", "serve"],
-        cwd=ROOT,
-        env={**os.environ, "MLSERVER_HTTP_PORT": port},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as serving:
-        said, errors = serving.communicate(timeout=60)
+    with start_make_serve(port, subprocess.PIPE) as serving:
+        output, errors = serving.communicate(timeout=60)
     assert 0 != serving.returncode
-    assert "" == said
+    assert "" == output
     lines = [line for line in errors.splitlines() if not line.startswith("make: ")]
     (line,) = lines
     assert line == (
@@ -144,15 +141,7 @@ def test_make_serve_sends_nothing_to_another_program_on_its_port(
 def test_nothing_is_left_of_make_serve_when_it_is_ended_before_the_first_request(
     by: signal.Signals,
 ) -> None:
-    with subprocess.Popen(
-        ["make", "serve"],
-        cwd=ROOT,
-        env={**os.environ, "MLSERVER_HTTP_PORT": str(free_port())},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    ) as serving:
+    with start_make_serve(str(free_port())) as serving:
         assert serving.stdout is not None
         assert serving.stdout.readline().startswith("serving 1 model(s)")
         if by == signal.SIGINT:
@@ -271,12 +260,12 @@ def deployed(digits: Path, request: pytest.FixtureRequest) -> Iterator[dict[str,
 def test_the_signed_requests_are_answered_and_the_open_one_is_not(deployed: dict[str, str]) -> None:
     signed, unsigned = blocks("bash")
     _, client = blocks("python")
-    said = [
+    output = [
         subprocess.run(line, cwd=ROOT, env=deployed, capture_output=True, text=True, check=True)
         for line in (["bash", "-c", signed], [sys.executable, "-c", client])
     ]
-    assert '"data":[8]' in said[0].stdout
-    assert "'data': [8]" in said[1].stdout
+    assert '"data":[8]' in output[0].stdout
+    assert "'data': [8]" in output[1].stdout
     for environment in (deployed | {"AWS_SECRET_ACCESS_KEY": "another"}, deployed):
         line = signed if environment is not deployed else unsigned
         refused = subprocess.run(

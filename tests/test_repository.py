@@ -545,7 +545,7 @@ def test_a_long_listing_takes_as_long_as_it_makes_progress(
     assert time.monotonic() - start > 1.0
 
 
-def test_of_interrupted_downloads_memory_retains_a_few(s3: S3Server, tmp_path: Path) -> None:
+def test_memory_retains_a_few_interrupted_downloads(s3: S3Server, tmp_path: Path) -> None:
     uris = [f"s3://{BUCKET}/{number}.joblib" for number in range(6)]
     for uri in uris:
         s3.put(uri.rpartition("/")[2], LARGE)

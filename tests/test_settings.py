@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -256,17 +257,6 @@ def test_what_the_table_ignores_may_be_there_and_changes_nothing(tmp_path: Path)
     assert parsed(IMPLEMENTATION) == parsed(declared)
 
 
-def test_joblib_starts_no_processes_unless_the_operator_allows_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("JOBLIB_MULTIPROCESSING", raising=False)
-    disable_worker_processes()
-    assert "0" == os.environ["JOBLIB_MULTIPROCESSING"]
-    monkeypatch.setenv("JOBLIB_MULTIPROCESSING", "1")
-    disable_worker_processes()
-    assert "1" == os.environ["JOBLIB_MULTIPROCESSING"]
-
-
 @pytest.mark.parametrize(
     ("memory", "threads"),
     [(None, "1"), ("512", "1"), ("1769", "1"), ("3538", "2"), ("10240", "5"), ("much", "1")],
@@ -282,12 +272,16 @@ def test_as_many_threads_as_lambda_gives_processors(
     assert (threads, "7") == (os.environ["OPENBLAS_NUM_THREADS"], os.environ["OMP_NUM_THREADS"])
 
 
+@pytest.mark.parametrize("prepare", [limit_threads, disable_worker_processes])
 @pytest.mark.parametrize(("given", "expected"), [(None, "0"), ("1", "1")])
-def test_joblib_starts_no_processes_unless_the_operator_says_so(
-    monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
+def test_joblib_starts_no_processes_unless_the_operator_allows_it(
+    monkeypatch: pytest.MonkeyPatch,
+    prepare: Callable[[], None],
+    given: str | None,
+    expected: str,
 ) -> None:
     monkeypatch.delenv("JOBLIB_MULTIPROCESSING", raising=False)
     if given is not None:
         monkeypatch.setenv("JOBLIB_MULTIPROCESSING", given)
-    limit_threads()
+    prepare()
     assert expected == os.environ["JOBLIB_MULTIPROCESSING"]

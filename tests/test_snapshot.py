@@ -60,11 +60,11 @@ def test_before_the_snapshot_every_model_is_loaded_and_asked(
     monkeypatch.setenv("AWS_LAMBDA_INITIALIZATION_TYPE", "snap-start")
     root = make_model("counting", Counting().fit([[0.0]], [0]))
     make_model("broken", b"no pickle")  # is answered with its error, and harms no snapshot
-    door = main.Door(Settings(model_repository_root=str(root)))
+    handler = main.Door(Settings(model_repository_root=str(root)))
     Counting.asked = 0
     run(hooks.get_before_snapshot())
     assert 1 == Counting.asked
-    assert 1 == len(door.registry.loaded())
+    assert 1 == len(handler.registry.loaded())
 
 
 @pytest.mark.usefixtures("no_hooks")
@@ -105,7 +105,7 @@ RAISED = ["RuntimeError", "MemoryError", "SystemExit", "KeyboardInterrupt", "Gen
 @pytest.mark.usefixtures("no_hooks")
 @pytest.mark.parametrize("attribute", ["predict", "n_features_in_", "feature_names_in_"])
 @pytest.mark.parametrize("raised", RAISED)
-def test_whatever_an_estimator_raises_for_its_example_the_publication_goes_on(
+def test_an_exception_from_an_example_does_not_stop_the_publication(
     make_model: MakeModel,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -115,13 +115,13 @@ def test_whatever_an_estimator_raises_for_its_example_the_publication_goes_on(
     monkeypatch.setenv("AWS_LAMBDA_INITIALIZATION_TYPE", "snap-start")
     make_model("counting", Counting().fit([[0.0]], [0]))
     root = make_model("a", Raising(raised, attribute).fit([[0.0]], [0]))
-    door = main.Door(Settings(model_repository_root=str(root), load_models_at_startup=True))
-    for model in door.registry.loaded():
+    handler = main.Door(Settings(model_repository_root=str(root), load_models_at_startup=True))
+    for model in handler.registry.loaded():
         model.estimator.armed = True
     Counting.asked = 0
     run(hooks.get_before_snapshot())
     assert 1 == Counting.asked, "the others are called all the same"
-    assert 2 == len(door.registry.loaded())
+    assert 2 == len(handler.registry.loaded())
     assert "the words of an estimator" not in caplog.text
     if attribute == "predict":
         assert "Model a fails on its example request" in caplog.text
@@ -177,9 +177,9 @@ def test_a_snapshot_that_serves_is_published_though_errors_would_fail_it(
     monkeypatch.setenv("MLSERVERLESS_FAIL_SNAPSHOT_ON_ERROR", "true")
     settings = Settings.load()
     assert settings.fail_snapshot_on_error
-    door = main.Door(replace(settings, model_repository_root=str(digits.parent)))
+    handler = main.Door(replace(settings, model_repository_root=str(digits.parent)))
     run(hooks.get_before_snapshot())
-    assert 1 == len(door.registry.loaded())
+    assert 1 == len(handler.registry.loaded())
 
 
 @pytest.mark.usefixtures("no_hooks")
@@ -189,7 +189,7 @@ def test_after_a_restore_a_poll_sees_what_came_since_the_snapshot_at_the_first_r
     monkeypatch.setenv("AWS_LAMBDA_INITIALIZATION_TYPE", "snap-start")
     old, new = (DummyClassifier(strategy="constant", constant=each) for each in (3, 7))
     root = make_model("m", old.fit([[0.0]], [3]))
-    door = main.Door(
+    handler = main.Door(
         Settings(model_repository_root=str(root), model_control_mode="poll", poll_seconds=3600)
     )
     run(hooks.get_before_snapshot())
@@ -200,7 +200,7 @@ def test_after_a_restore_a_poll_sees_what_came_since_the_snapshot_at_the_first_r
                                        "data": [0]}]})  # fmt: skip
         http = {"method": "POST", "path": "/v2/models/m/infer"}
         event = {"version": "2.0", "requestContext": {"http": http}, "body": body}
-        return json.loads(door(event, None)["body"])["outputs"][0]["data"]
+        return json.loads(handler(event, None)["body"])["outputs"][0]["data"]
 
     assert [3] == answer()
     run(hooks.get_after_restore())

@@ -753,7 +753,7 @@ def test_the_inference_url_names_the_digits_model_only_where_it_is_deployed(
     assert url(ModelBucket="b").endswith("/v2/models/MODEL/infer")
 
 
-def test_one_line_says_the_architecture_for_the_function_its_layers_and_the_makefiles(
+def test_one_line_defines_the_architecture_for_the_function_its_layers_and_the_makefiles(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def arm(source: Any) -> None:

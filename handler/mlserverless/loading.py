@@ -72,16 +72,16 @@ _FOREIGN_FORMATS: Final = (
 _HEAD_BYTES: Final = 64
 
 
-def load(artefact: Artefact, settings: ModelSettings, server: Settings) -> Model:
-    """Load a model. Raises ModelLoadError with the reason; closes `artefact.file`.
+def load(artifact: Artefact, settings: ModelSettings, server: Settings) -> Model:
+    """Load a model. Raises ModelLoadError with the reason; closes `artifact.file`.
 
     With `parameters.extra.sha256`, the digest is verified before anything is executed. A `.skops`
     file is never unpickled: skops creates only objects of types that it or the operator trusts.
     """
-    with artefact.file as file, _record_sklearn_versions() as saved_by:
+    with artifact.file as file, _record_sklearn_versions() as saved_by:
         verified = _verify_digest(file, settings.sha256, server.require_sha256)
         try:
-            if artefact.name.endswith(".skops"):
+            if artifact.name.endswith(".skops"):
                 estimator = _read_skops(verified, settings.trusted)
             else:
                 estimator = _unpickle(verified)

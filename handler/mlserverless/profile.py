@@ -90,9 +90,9 @@ def _measure(root: str, name: str) -> dict[str, Any]:
 
     settings, repository = Settings.load(), open_repository(root)
     declared = Registry(repository, settings).find(name).settings
-    artefact = repository.fetch(declared)
+    artifact = repository.fetch(declared)
     marks.append(time.perf_counter())
-    model = loading.load(artefact, declared, settings)
+    model = loading.load(artifact, declared, settings)
     marks.append(time.perf_counter())
     predicted = model.example() is not None
     marks.append(time.perf_counter())

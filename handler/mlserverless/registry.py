@@ -473,8 +473,8 @@ class Registry:
                 from mlserverless import loading  # noqa: PLC0415 - numpy, which INIT must not pay
 
                 with _map_repository_errors():
-                    artefact = self._fetch(entry)
-                model = loading.load(artefact, entry.settings, self._settings)
+                    artifact = self._fetch(entry)
+                model = loading.load(artifact, entry.settings, self._settings)
         except BaseException as error:  # noqa: BLE001 - an estimator's own code runs here
             failure = self._failure(entry, error)
         if failure is not None:
@@ -485,7 +485,7 @@ class Registry:
             entry.outcome = _bare(failure)
             raise failure
         entry.failure, entry.outcome, entry.evicted = None, None, False
-        entry.stamp, entry.size = artefact.stamp, artefact.size
+        entry.stamp, entry.size = artifact.stamp, artifact.size
         entry.model = model
         if entry.unloaded:  # meanwhile; whoever has asked before is answered
             entry.model = None
