@@ -352,6 +352,12 @@ def test_a_reason_that_says_what_to_do_gets_no_second_hint_and_any_other_gets_on
     assert fallback == doctor.add_hint("it failed")
 
 
+def test_a_dependency_that_a_prediction_lacks_is_to_be_added_to_the_layer() -> None:
+    reason = "cannot predict: it needs libgomp.so.1, which is not installed here"
+    hint = "add the package that contains it to the scikit-learn layer"
+    assert f"{reason}; {hint}" == doctor.add_hint(reason)
+
+
 def test_two_folders_with_the_same_name_and_version_are_a_problem(
     capsys: pytest.CaptureFixture[str], make_model: MakeModel, s3: S3Server
 ) -> None:

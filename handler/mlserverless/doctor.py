@@ -280,10 +280,6 @@ _HINTS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
             "if it is a scikit-learn estimator, set implementation to that",
         ),
         (
-            "names no implementation",
-            "set implementation to mlserver_sklearn.SKLearnModel",
-        ),
-        (
             "not valid JSON|must be |model-settings.json cannot be read",
             "correct the file",
         ),
@@ -339,6 +335,10 @@ _HINTS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
             "check the network and the endpoint, and run doctor again",
         ),
         (
+            "is not installed here",
+            "add the package that contains it to the scikit-learn layer",
+        ),
+        (
             "cannot predict",
             "call the estimator in Python with the same data, correct it and save it again",
         ),
@@ -346,9 +346,9 @@ _HINTS: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
 )
 
 
-# How messages begin their last part, which says what to do.
+# How messages begin a last part that says what to do, if no semicolon separates it.
 _REMEDY_PATTERN: Final = re.compile(
-    r"(?:; |: )(?:add|copy|define|download|give|install|move|run|save|set|train|write) "
+    r": (?:add|copy|define|download|give|install|move|run|save|set|train|write) "
 )
 
 
