@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,8 @@ LOGS = pytest.StashKey[list[str]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare the environment, and keep all log output for the test that comes last."""
+    # a shell starts background jobs with SIGINT ignored, and so would all processes of the tests
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # the makes of the tests are a user's own, also under `make test`
     for variable in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
         os.environ.pop(variable, None)

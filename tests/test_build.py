@@ -177,7 +177,7 @@ def complaints(cwd: Path, *command: str) -> list[str]:
 def test_a_models_layer_without_its_artefact_fails_with_one_line(tmp_path: Path) -> None:
     for folder in ("layers", "handler"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    shutil.copy(ROOT / "samconfig.toml", tmp_path)
+    shutil.copy(ROOT / "template.yaml", tmp_path)
     model = tmp_path / "models" / "mine"
     model.mkdir(parents=True)
     (model / "train.py").touch()

@@ -148,7 +148,11 @@ def test_nothing_is_left_of_make_serve_when_it_is_ended_before_the_first_request
             os.killpg(serving.pid, by)  # Ctrl-C reaches the whole group
         else:
             serving.send_signal(by)
-        serving.wait(timeout=30)
+        try:
+            serving.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(serving.pid, signal.SIGKILL)  # leaving the block waits without a limit
+            raise
     assert not is_running(serving.pid)
 
 
