@@ -400,6 +400,12 @@ COMPOSED: dict[str, tuple[Fit, set[str]]] = {
         lambda: StackingClassifier(pairs(prepared()), cv=2).fit(TABLE, YES_NO),
         CITY,
     ),
+    "predictions stacked": (
+        lambda: StackingClassifier(pairs(prepared()), cv=2, stack_method="predict").fit(
+            TABLE, YES_NO
+        ),
+        {"city"},
+    ),
     "stacked regressors": (
         lambda: StackingRegressor(pairs(prepared(last=Ridge())), cv=2).fit(TABLE, AMOUNT),
         CITY,
