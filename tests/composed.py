@@ -170,7 +170,7 @@ def join_columns(frame: Any) -> Any:
 class ColumnSelector(TransformerMixin, BaseEstimator):
     """A user's own selector of a column, as many tutorials have it."""
 
-    def __init__(self, key: str = "text") -> None:
+    def __init__(self, key: Any = "text") -> None:
         self.key = key
 
     def fit(self, _rows: Any, _: Any = None) -> ColumnSelector:
@@ -400,6 +400,12 @@ COMPOSED: dict[str, tuple[Fit, set[str]]] = {
         lambda: StackingClassifier(pairs(prepared()), cv=2).fit(TABLE, YES_NO),
         CITY,
     ),
+    "predictions stacked": (
+        lambda: StackingClassifier(pairs(prepared()), cv=2, stack_method="predict").fit(
+            TABLE, YES_NO
+        ),
+        {"city"},
+    ),
     "stacked regressors": (
         lambda: StackingRegressor(pairs(prepared(last=Ridge())), cv=2).fit(TABLE, AMOUNT),
         CITY,
@@ -575,6 +581,36 @@ COMPOSED: dict[str, tuple[Fit, set[str]]] = {
                 [
                     ("number", make_column_transformer((StandardScaler(), ["age"]))),
                     ("text", make_pipeline(ColumnSelector(), CountVectorizer())),
+                ]
+            ),
+            LogisticRegression(),
+        ).fit(FRAME[["age", "text"]], YES_NO),
+        {"text"},
+    ),
+    "columns selected by a class": (
+        lambda: make_pipeline(
+            FeatureUnion(
+                [
+                    ("text", make_pipeline(ColumnSelector(), CountVectorizer())),
+                    ("number", make_pipeline(ColumnSelector(["age"]), StandardScaler())),
+                ]
+            ),
+            LogisticRegression(),
+        ).fit(FRAME[["age", "text"]], YES_NO),
+        {"text"},
+    ),
+    "a column selected by a class": (
+        lambda: make_pipeline(ColumnSelector(), CountVectorizer(), LogisticRegression()).fit(
+            FRAME[["age", "text"]], YES_NO
+        ),
+        {"text"},
+    ),
+    "a column selected by a class before the estimator with names": (
+        lambda: make_pipeline(
+            FeatureUnion(
+                [
+                    ("text", make_pipeline(ColumnSelector(), CountVectorizer())),
+                    ("number", make_column_transformer((StandardScaler(), ["age"]))),
                 ]
             ),
             LogisticRegression(),

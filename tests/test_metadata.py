@@ -19,6 +19,7 @@ import pytest
 from sklearn.base import BaseEstimator
 from sklearn.compose import ColumnTransformer, make_column_transformer
 from sklearn.dummy import DummyClassifier
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import KernelDensity
@@ -27,11 +28,22 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardSc
 from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
-from composed import CATEGORIES, COMPOSED, FRAME, NONES, NUMBERS, ROWS, TABLE, YES_NO, boosted
+from composed import (
+    CATEGORIES,
+    COMPOSED,
+    FRAME,
+    NONES,
+    NUMBERS,
+    ROWS,
+    TABLE,
+    YES_NO,
+    ColumnSelector,
+    boosted,
+)
 from conftest import put_model
 from doors import Door, http_api, through
 from mlserverless import estimators, examples, main, metadata, outputs, runtime, wire
-from mlserverless.metadata import describe_inputs, input_tensors
+from mlserverless.metadata import InputSchema, describe_inputs, input_tensors
 from mlserverless.outputs import output_tensors
 from mlserverless.runtime import METHODS
 from mlserverless.settings import ModelSettings, Settings
@@ -712,3 +724,46 @@ def test_modules_of_metadata_import_neither_scikit_learn_nor_pandas() -> None:
     for module in (estimators, metadata, outputs, examples):
         source = Path(str(module.__file__)).read_text()
         assert not re.search(r"^\s*(?:import|from) (?:sklearn|pandas)", source, re.MULTILINE)
+
+
+class Attributed(ColumnSelector):
+    """Reads a column as an attribute."""
+
+    def transform(self, rows: Any) -> Any:
+        """Return the column."""
+        return rows.text
+
+
+class Divided(ColumnSelector):
+    """Computes a column from others."""
+
+    def transform(self, rows: Any) -> Any:
+        """Return all columns and the new one."""
+        return rows.assign(share=rows["age"] / rows["fare"])
+
+
+class Numbered(ColumnSelector):
+    """Selects a column by its position."""
+
+    def transform(self, rows: Any) -> Any:
+        """Return the column."""
+        return rows[:, [0]]
+
+
+def failing(_: Any) -> Any:
+    raise KeyError
+
+
+def test_a_users_transformer_that_cannot_be_followed_leaves_the_columns_unknown() -> None:
+    pipeline = make_pipeline(Attributed(), CountVectorizer()).fit(FRAME[["age", "text"]])
+    assert InputSchema() == describe_inputs(pipeline)
+    assert InputSchema() == describe_inputs(make_pipeline(Divided(), StandardScaler()))
+    assert InputSchema() == describe_inputs(make_pipeline(Numbered(), StandardScaler()))
+    both = FeatureUnion([("text", ColumnSelector()), ("all", StandardScaler())])
+    assert InputSchema() == describe_inputs(both)
+    nested = ColumnSelector()
+    for _ in range(100):
+        nested = make_pipeline(nested)
+    assert InputSchema() == describe_inputs(nested)
+    text = make_pipeline(FunctionTransformer(failing), CountVectorizer().fit(["word"]))
+    assert describe_inputs(text).takes_documents

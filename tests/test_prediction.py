@@ -26,7 +26,7 @@ from sklearn.ensemble import (
     VotingClassifier,
 )
 from sklearn.feature_extraction.image import PatchExtractor
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.linear_model import BayesianRidge, LinearRegression, LogisticRegression, Ridge
@@ -120,6 +120,10 @@ def import_something(_: Any) -> Any:
     import no_such_module  # type: ignore[import-not-found] # noqa: F401
 
 
+def import_name(_: Any) -> Any:
+    from numpy import no_such  # type: ignore[attr-defined] # noqa: F401
+
+
 def assign_too_late(_: Any) -> Any:
     result = later  # type: ignore[has-type, used-before-def] # noqa: F821
     later = 1  # noqa: F841
@@ -163,6 +167,7 @@ BROKEN: list[tuple[Any, str]] = [
         r"it needs the library libgomp\.so\.1, which is not installed here",
     ),
     (Undefined(import_something), "it needs no_such_module, which is not installed here"),
+    (Undefined(import_name), "the module numpy has no attribute no_such"),
     (Undefined(lambda _: undefined), "its code uses the name undefined, which is not"),  # type: ignore[name-defined] # noqa: F821
     (Undefined(assign_too_late), "its code uses a name that is not defined"),
     (Undefined(lambda _: np.no_such), "the module numpy has no attribute no_such"),  # type: ignore[attr-defined]
@@ -385,6 +390,25 @@ def test_where_it_is_unclear_the_error_names_the_setting_that_serves_it() -> Non
         infer(served(estimator), text, inputs[1], parameters=parameters)
 
 
+class Differences(TransformerMixin, BaseEstimator):
+    """A user's transformer of DataFrames that records nothing of its training data."""
+
+    def fit(self, _rows: Any, _: Any = None) -> Differences:
+        return self
+
+    def transform(self, rows: Any) -> Any:
+        return rows[rows.columns[::-1]]
+
+
+def test_a_transformer_that_records_nothing_of_its_dataframes_is_unclear_too() -> None:
+    with sklearn.config_context(transform_output="pandas"):
+        union = FeatureUnion([("scaler", StandardScaler())])
+        estimator = make_pipeline(union, Differences(), Ridge()).fit(FRAME, TARGET)
+    request = as_table(FRAME)
+    with pytest.raises(PredictionError, match=r"set parameters\.extra\.transform_output"):
+        infer(served(estimator), *request["inputs"], parameters=request["parameters"])
+
+
 def test_the_default_may_be_declared_too() -> None:
     with sklearn.config_context(transform_output="pandas"):
         pipeline = make_pipeline(StandardScaler(), StandardScaler()).fit(FRAME)
@@ -453,8 +477,31 @@ def test_what_the_settings_do_not_allow_is_ignored() -> None:
         assert ["predict"] == [each.name for each in response.outputs]
 
 
-@pytest.mark.parametrize("value", [None, [True], {"a": 1}])
-def test_a_keyword_argument_is_a_boolean_a_number_or_a_string(value: Any) -> None:
+def test_keyword_arguments_that_exclude_one_another_are_the_clients_error() -> None:
+    model = served(PROCESS, method_kwargs=RETURN_STD)
+    with pytest.raises(BadRequest, match="At most one of return_std or return_cov"):
+        infer(model, outputs=[output("predict", return_std=True, return_cov=True)])
+    assert model.fault is None
+
+
+class Quantiles(BaseEstimator):
+    """Returns a column for each quantile, as quantile forests do."""
+
+    def fit(self, _rows: Any) -> Quantiles:
+        return self
+
+    def predict(self, rows: Any, quantiles: Any = 0.5) -> Any:
+        return np.outer(rows[:, 0], quantiles)
+
+
+def test_a_keyword_argument_may_be_a_list() -> None:
+    model = served(Quantiles(), method_kwargs={"predict": ["quantiles"]})
+    response = infer(model, outputs=[output("predict", quantiles=[0.25, 0.5])])
+    assert [np.outer(X[:, 0], [0.25, 0.5]).tolist()] == values(response)
+
+
+@pytest.mark.parametrize("value", [None, [None], [[True]], {"a": 1}])
+def test_a_keyword_argument_is_a_boolean_a_number_a_string_or_a_list_of_these(value: Any) -> None:
     model = served(PROCESS, method_kwargs=RETURN_STD)
     with pytest.raises(BadRequest, match="parameter return_std of output predict must be a bool"):
         infer(model, outputs=[output("predict", return_std=value)])
@@ -466,6 +513,12 @@ def test_a_tuple_keeps_the_datatype_of_each_element() -> None:
     assert [("kneighbors_0", "FP64", (4, 2)), ("kneighbors_1", "INT64", (4, 2))] == [
         (each.name, each.datatype, each.shape) for each in response.outputs
     ]
+
+
+def test_a_request_without_rows_is_the_clients_error_whatever_a_vectorizer_raises() -> None:
+    model = served(HashingVectorizer(n_features=4).fit(["a"]))
+    with pytest.raises(BadRequest, match="cannot take this data: it has no rows"):
+        infer(model, {"name": "x", "shape": [0], "datatype": "BYTES", "data": []})
 
 
 # ── rows ────────────────────────────────────────────────────────────────────────────────
@@ -740,6 +793,22 @@ def test_columns_in_any_order_are_the_same_row(estimator: Any) -> None:
     request = reversed_columns(FRAME)
     found = values(infer(model, *request["inputs"], parameters=request["parameters"]))
     np.testing.assert_allclose(estimator.predict(FRAME), np.ravel(found), rtol=1e-12)
+
+
+def test_a_null_is_none_where_an_array_of_objects_had_none_in_training() -> None:
+    rows = np.array([["a", 1.0], ["b", 2.0], [None, 3.0], [None, 4.0]], object)
+    encoder = ColumnTransformer(
+        [("city", OneHotEncoder(handle_unknown="ignore"), [0])], remainder="passthrough"
+    )
+    estimator = make_pipeline(encoder, LogisticRegression()).fit(rows, TARGET)
+    inputs = [tensor([None], "city", "BYTES"), tensor([3.0], "age")]
+    response = infer(
+        served(estimator),
+        *inputs,
+        parameters={"content_type": "pd"},
+        outputs=[output("predict_proba")],
+    )
+    assert [estimator.predict_proba(rows[2:3]).tolist()] == values(response)
 
 
 @pytest.mark.parametrize(

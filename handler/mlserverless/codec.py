@@ -89,6 +89,10 @@ class TrainedInputs(Protocol):
         """Whether the estimator was trained on a DataFrame."""
 
     @property
+    def positions(self) -> Sequence[TrainedColumn]:
+        """The columns of an estimator that was trained on arrays, if they are known."""
+
+    @property
     def takes_documents(self) -> bool:
         """Whether the estimator takes a list of strings."""
 
@@ -451,12 +455,16 @@ def _table(
     known: dict[str, TrainedColumn] = {}
     if schema is not None and schema.has_names:
         known = {column.name: column for column in schema.columns}
+    by_position: Sequence[TrainedColumn] = ()
+    if schema is not None and not known and len(schema.positions) == len(inputs):
+        by_position = schema.positions
     columns: dict[str, Any] = {}
     rows: int | None = None
-    for tensor, codec in zip(inputs, codecs, strict=True):
+    for place, (tensor, codec) in enumerate(zip(inputs, codecs, strict=True)):
         if tensor.name in columns:
             raise _complain(tensor, "this name is given to two columns")
-        column = _column(tensor, codec, body_limit, known.get(tensor.name))
+        trained_column = by_position[place] if by_position else known.get(tensor.name)
+        column = _column(tensor, codec, body_limit, trained_column)
         if rows is not None and len(column) != rows:
             raise _complain(tensor, f"{len(column)} rows where the columns before have {rows}")
         rows = len(column)

@@ -106,7 +106,7 @@ def find(estimator: Any, read: Callable[[Any], Any]) -> Any:
             return found
         first = [step[1] for step in pairs(get(each, "steps")) if not is_passthrough(step[1])]
         union = [part[1] for part in pairs(get(each, "transformer_list"))]
-        waiting += first[:1] + union[:1] + [child for child, _ in children(each)][:1]
+        waiting += first[:1] + union + [child for child, _ in children(each)][:1]
     return None
 
 

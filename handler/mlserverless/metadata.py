@@ -106,6 +106,8 @@ def describe_inputs(estimator: Any) -> InputSchema:
 
 def _describe_inputs(estimator: Any) -> InputSchema:
     names = find(estimator, names_of)
+    if names is None and find(estimator, count_of) is None:
+        names = _selected_names(estimator)
     count = len(names) if names is not None else find(estimator, count_of)
     explorer = _Explorer(names)
     if count is None or count <= MAX_COLUMN_VISITS:
@@ -539,6 +541,57 @@ class _MarkedFrame:
         return _Marker(frozenset().union(*(marker.places for marker in found)))
 
 
+class _OpenFrame:
+    """Stands for a DataFrame of unknown columns; notes the names that are selected."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, None] = {}
+        self.loc = self
+
+    def __getitem__(self, key: Any) -> _Marker:
+        key = key[-1] if isinstance(key, tuple) else key  # as in .loc[:, key]
+        keys = key if isinstance(key, list) else [key]
+        if not all(isinstance(each, str) for each in keys):
+            raise KeyError(key)
+        self.names.update(dict.fromkeys(keys))
+        return _Marker(frozenset())
+
+
+def _selected_names(estimator: Any) -> list[str] | None:
+    """Return the columns that a user's own selectors take, if nothing else reads the input.
+
+    Such a selector records no names. Only running it can tell: it is called with a stand-in for
+    a DataFrame, and must return columns of it. None if another estimator reads the input.
+    """
+    frame, waiting = _OpenFrame(), [estimator]
+    for _ in range(MAX_DEPTH):
+        if not waiting:
+            return list(frame.names) or None
+        each = waiting.pop(0)
+        first = [step[1] for step in pairs(get(each, "steps")) if not is_passthrough(step[1])]
+        parts = first[:1] or [part[1] for part in pairs(get(each, "transformer_list"))]
+        parts = parts or [child for child, _ in children(each)]
+        if not parts and not _is_selector(each, frame):
+            return None
+        waiting += [part for part in parts if part != "drop"]
+    return None
+
+
+def _is_selector(step: Any, frame: _OpenFrame) -> bool:
+    if not is_function_transformer(step) and is_from(step, "sklearn"):
+        return False
+    try:
+        return isinstance(_transform(step, frame), _Marker)
+    except BaseException:  # noqa: BLE001 - a user's code may raise anything
+        return False
+
+
+def _transform(step: Any, rows: Any) -> Any:
+    if is_function_transformer(step):
+        return step.func(rows, **(get(step, "kw_args") or {}))
+    return step.transform(rows)
+
+
 def _starts_with_vectorizer(step: Any) -> bool:
     for _ in range(MAX_DEPTH):
         if get(step, "build_analyzer") is not None:
@@ -558,10 +611,7 @@ def _select_text(step: Any, sources: _Sources, names: Sequence[str]) -> _Sources
     if len(names) != len(sources):
         return None
     frame = _MarkedFrame(names)
-    if is_function_transformer(step):
-        result = step.func(frame, **(get(step, "kw_args") or {}))
-    else:
-        result = step.transform(frame)
+    result = _transform(step, frame)
     items = result.ravel().tolist() if isinstance(result, np.ndarray) else [result]
     items = result if isinstance(result, list) else items
     places = {place for each in items if isinstance(each, _Marker) for place in each.places}
@@ -603,7 +653,19 @@ def _find_columns_of_imputer(imputer: Any, statistics: Array, sources: _Sources)
 
 def _may_pass_documents(step: Any) -> bool:
     """Return whether a step in front of a vectorizer may hand on strings, one per row."""
-    return is_passthrough(step) or is_function_transformer(step) or not is_from(step, "sklearn")
+    if is_passthrough(step):
+        return True
+    if not is_function_transformer(step) and is_from(step, "sklearn"):
+        return False
+    try:
+        _transform(step, [_TEXT_EXAMPLE])
+    except AttributeError as error:
+        return not isinstance(error.obj, list)  # .loc, .columns, a column's name
+    except TypeError as error:
+        return not str(error).startswith("list indices must be")
+    except BaseException:  # noqa: BLE001 - a user's code may raise anything
+        return True
+    return True
 
 
 def _required_categories(

@@ -18,6 +18,7 @@ from mlserverless.estimators import (
     MAX_DEPTH,
     Array,
     as_array,
+    as_list,
     count_of,
     find,
     fitted_child,
@@ -402,6 +403,9 @@ def _transform_datatype(estimator: Any, depth: int) -> str:
         return "BOOL"
     if _is_label_encoder(last):
         return "INT64"
+    methods = as_list(get(last, "stack_method_"))
+    if methods and set(methods) == {"predict"} and get(last, "classes_") is not None:
+        return "FP64" if get(last, "passthrough") else "INT64"  # positions in classes_
     statistics = as_array(get(last, "statistics_"), 1)
     if statistics is not None and statistics.dtype.kind == "O":
         return "BYTES"

@@ -29,6 +29,7 @@ _MAX_LIST_LENGTH: Final = 10_000  # elements of a list that are searched for est
 _MAX_DEPTH: Final = 100  # estimators inside one another
 _NOT_FITTED_PATTERN: Final = re.compile(r"This (\w+) instance is not fitted")
 _QUOTED_PATTERN: Final = re.compile(r"'([\w.]+)'")
+_IMPORTED_NAME_PATTERN: Final = re.compile(r"cannot import name '(\w+)'")
 # what the dynamic linker says, without the folder
 _LIBRARY_PATTERN: Final = re.compile(r"([\w.+-]+): cannot open shared object file")
 # Packages whose objects are data. The rest of scipy (splines, trees) is part of models.
@@ -76,6 +77,9 @@ def _describe_missing_code(error: ImportError | OSError) -> str | None:
     if isinstance(error, OSError):
         return None
     found = error.name or (_QUOTED_PATTERN.findall(str(error)) or ["a module"])[0]
+    match = _IMPORTED_NAME_PATTERN.match(str(error))
+    if match is not None:  # the module is there, in another version
+        return f"the module {quote(found)} has no attribute {quote(match[1])}"
     return f"it needs {quote(found)}, which is not installed here"
 
 
@@ -145,7 +149,10 @@ def find_transform_output(estimator: Any) -> tuple[str | None, bool]:
             names = getattr(after, "feature_names_in_", None)
             source = _find_inner(before, -1)
             own: Mapping[str, str] = getattr(source, "_sklearn_output_config", {})
-            if names is None or own.get("transform") is not None:
+            if own.get("transform") is not None:
+                continue
+            if names is None:  # a user's class need not record them, and may use them
+                unclear = unclear or (hasattr(source, "set_output") and not _is_from_sklearn(after))
                 continue
             returned = _read_names_out(source) if _has_array_output(source) else None
             if returned == [*names]:
@@ -173,8 +180,11 @@ def _read_names_out(transformer: Any) -> list[str] | None:
 
 def _has_array_output(transformer: Any) -> bool:
     """Return whether it never returns a DataFrame under scikit-learn's default configuration."""
-    owner = type(transformer)
-    return owner.__module__.startswith("sklearn.") and owner.__name__ != "FunctionTransformer"
+    return _is_from_sklearn(transformer) and type(transformer).__name__ != "FunctionTransformer"
+
+
+def _is_from_sklearn(estimator: Any) -> bool:
+    return type(estimator).__module__.startswith("sklearn.")
 
 
 def _iter_step_pairs(root: Any) -> Iterator[tuple[Any, Any]]:
@@ -212,14 +222,15 @@ def _find_estimators(value: Any) -> list[Any]:
 def read_keyword_arguments(output: RequestOutput, allowed: Sequence[str]) -> dict[str, Any]:
     """Return those of an output's parameters that the model's settings allow.
 
-    Raises BadRequest for a value that is not a boolean, a number or a string.
+    Raises BadRequest for a value that is not a boolean, a number, a string or a list of these.
     """
     found = {name: output.parameters[name] for name in allowed if name in output.parameters}
     for name, value in found.items():
-        if not isinstance(value, bool | int | float | str):
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, bool | int | float | str) for item in items):
             raise BadRequest(
                 f"parameter {quote(name)} of output {quote(output.name)} must be a boolean, "
-                "a number or a string"
+                "a number, a string or a list of these"
             )
     return found
 

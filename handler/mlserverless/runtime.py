@@ -158,6 +158,11 @@ class Model:
             why = self._why(error, data)
             raise BadRequest(f"the model cannot take this data: {why}") from error
         except BaseException as error:
+            is_by_request = arguments or codec.count_rows(data) == 0
+            if is_by_request and isinstance(error, RuntimeError | StopIteration):
+                # two keyword arguments that exclude one another; a vectorizer's first of no rows
+                why = self._why(error, data) if arguments else "it has no rows"
+                raise BadRequest(f"the model cannot take this data: {why}") from error
             # neither what stops a process nor what ends a generator is a request's business
             if isinstance(error, Exception) and not isinstance(error, StopIteration):
                 raise
