@@ -145,7 +145,7 @@ def _unpickling_error(error: BaseException, file: BinaryIO) -> ModelLoadError:
     if not head:
         return ModelLoadError("the artifact is empty: copy or deploy it again")
     for prefix, description in _FOREIGN_FORMATS:
-        if head.lstrip().startswith(prefix) or head.startswith(prefix):
+        if head.lstrip().startswith(prefix):
             return ModelLoadError(f"the artifact {description}")
     if isinstance(error, EOFError) or TRUNCATED_PATTERN.search(str(error)):
         return ModelLoadError("the artifact is incomplete: its end is missing; copy it again")
