@@ -227,6 +227,10 @@ class Registry:
                     models = self._keep(_group(self._scan()))
         return models
 
+    def _known_entries(self) -> list[Entry]:
+        """Return what was found until now; the repository is not read."""
+        return _entries(self._early if self._models is None else self._models)
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the lock, under which another request may wait for S3.
@@ -258,9 +262,8 @@ class Registry:
             if entry is None and self._models is None:
                 found = self._scan((name, version))
                 is_wanted = [(name, version)] == [(each.name, each.version) for each in found]
-                if (
-                    is_wanted and found[0].problem
-                ):  # another folder with that name may have valid settings
+                if is_wanted and found[0].problem:
+                    # another folder with that name may have valid settings
                     found, is_wanted = self._scan(), False
                 if is_wanted:
                     entry = self._early.setdefault(name, {})[version] = Entry(found[0])
@@ -324,14 +327,14 @@ class Registry:
 
     def _keep(self, fresh: Models) -> Models:
         """Take what was found; what serves stays as it is, and so does what is unchanged."""
-        known = self._early if self._models is None else self._models
-        for old in _entries(known):
+        known = self._known_entries()
+        for old in known:
             new = fresh.get(old.name, {}).get(old.version)
             unchanged = new is not None and new.settings == old.settings
             old.folders = () if new is None else new.folders
             if unchanged or old.model is not None or old.evicted:
                 fresh.setdefault(old.name, {})[old.version] = old
-        for name in {old.name for old in _entries(known) if old.unloaded} & fresh.keys():
+        for name in {old.name for old in known if old.unloaded} & fresh.keys():
             for entry in fresh[name].values():  # whatever has come since
                 entry.unloaded = True
         self._models, self._early = fresh, {}
@@ -600,8 +603,7 @@ class Registry:
 
     def loaded(self) -> list[Model]:
         """Every model that is in memory; the repository is not read."""
-        known = self._early if self._models is None else self._models
-        return [entry.model for entry in _entries(known) if entry.model is not None]
+        return [entry.model for entry in self._known_entries() if entry.model is not None]
 
     def reconnect(self) -> None:
         """Ask the repository over new connections from now on."""
@@ -613,7 +615,7 @@ class Registry:
         For a process that was restored from a snapshot: its recorded times are of another process.
         """
         self._looked_at = -math.inf
-        for entry in _entries(self._early if self._models is None else self._models):
+        for entry in self._known_entries():
             entry.failed_at = -math.inf
 
     def unready(self) -> str | None:
